@@ -1,0 +1,181 @@
+"""The site's configuration of a node: /etc/lrms_vm/lrms_vm.toml, read once into a frozen value.
+
+Unknown keys are errors and all problems are reported at once: a switch that is silently not read is how
+peers ended up verifying nothing (reference/peers.md 7).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lrms_vm.errors import ConfigError
+from lrms_vm.image import ImageEntry
+from lrms_vm.paths import Places
+
+DEFAULT_PATH = Path("/etc/lrms_vm/lrms_vm.toml")
+MAX_BYTES = 1 << 20
+HYPERVISORS = ("qemu", "kvm", "xen")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel kept at the site: the image brings none. The digests are checked before each boot's first use."""
+
+    name: str
+    vmlinuz: str
+    initrd: str
+    vmlinuz_sha256: str
+    initrd_sha256: str
+    cmdline: str = "root=/dev/vda rw console=ttyS0 quiet"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting, its default and its unit."""
+
+    state_dir: str = "/var/lib/lrms_vm"
+    run_dir: str = "/run/lrms_vm"
+    policy: str = "/etc/lrms_vm/trust.toml"
+    templates_dir: str = ""  # empty: the package's own
+    guest_program: str = ""  # the static binary put on the seed; empty: the installed one
+    hypervisor: str = "kvm"  # "qemu" is software emulation and must be said: falling back to it silently is wrong
+    libvirt_uri: str = "qemu:///system"
+    hypervisor_user: str = "libvirt-qemu"  # whom libvirt runs qemu as
+    memory_overhead_mib: int = 192  # kept back from the allocation for the hypervisor process itself
+    memory_default_mib: int = 1024  # a guest's, where the batch system does not count memory
+    network: str = "none"  # what a guest gets when the job does not say
+    networks_allowed: tuple[str, ...] = ("none",)
+    share_roots: tuple[str, ...] = ()  # --vm-share may name directories below these
+    prologue_timeout_s: int = 600
+    epilogue_timeout_s: int = 60
+    boot_timeout_s: int = 300
+    kernel: str = ""  # name of the default kernel
+    scontrol: str = "/usr/bin/scontrol"
+    spank_plugin: str = ""  # path of lrms_vm.so; the prologue makes sure that slurmd has loaded it. Empty: not checked
+    contact: str = "your site's administrators"
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    images: Mapping[str, ImageEntry] = field(default_factory=dict)
+    source: str = "built-in defaults"
+
+    @property
+    def places(self) -> Places:
+        return Places(Path(self.state_dir), Path(self.run_dir))
+
+
+def load(path: Path, *, must_be_root_owned: bool = True) -> Config:
+    """Read and check the file. Raises `ConfigError` naming every problem with its key."""
+    return parse(read_trusted(path, must_be_root_owned=must_be_root_owned), source=str(path))
+
+
+def read_trusted(path: Path, *, must_be_root_owned: bool = True, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a file that root may believe: a regular file, root's, writable by nobody else, and so are all parents.
+
+    Raises `ConfigError`. Symbolic links are followed by the kernel only for parents, each of which is checked resolved.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read: {error.strerror}", code="config-missing") from error
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+            raise ConfigError(f"{path}: not a regular file of at most {max_bytes} bytes", code="config-unsafe")
+        if must_be_root_owned:
+            for where, state in [(path, status), *((p, p.stat()) for p in path.resolve().parents)]:
+                sticky = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
+                if state.st_uid != 0 or (state.st_mode & 0o022 and not sticky):
+                    raise ConfigError(
+                        f"{where}: owner {state.st_uid}, mode {stat.S_IMODE(state.st_mode):04o}; others could change it",
+                        hint="chown root and chmod go-w", code="config-unsafe",
+                    )
+        return file.read(max_bytes)
+
+
+def parse(text: bytes, *, source: str) -> Config:
+    """Pure: the file's bytes to a `Config`. Raises `ConfigError`."""
+    try:
+        table = tomllib.loads(text.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source}: not TOML: {error}", code="config-unreadable") from error
+    problems: list[str] = []
+    if table.pop("version", None) != 1:
+        problems.append("version: expected 1")
+    kernels = _tables(table.pop("kernels", {}), "kernels", Kernel, problems)
+    images = _tables(table.pop("images", {}), "images", ImageEntry, problems)
+    values = _values(table, problems)
+    config = Config(**values, kernels=kernels, images=images, source=source)
+    problems += _contradictions(config)
+    if problems:
+        raise ConfigError(f"{source}: " + "; ".join(problems), hint="see examples/lrms_vm.toml", code="config-invalid")
+    return config
+
+
+_SETTINGS = {f.name: f for f in fields(Config) if f.name not in ("kernels", "images", "source")}
+
+
+def _values(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in _SETTINGS:
+            problems.append(f"{key[:60]}: unknown key")
+            continue
+        default = _SETTINGS[key].default
+        if isinstance(default, tuple):
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                values[key] = tuple(value)
+            else:
+                problems.append(f"{key}: expected a list of texts, got {value!r:.60}")
+        elif type(value) is type(default):
+            values[key] = value
+        else:
+            problems.append(f"{key}: expected {type(default).__name__}, got {value!r:.60}")
+    return values
+
+
+def _tables(tables: Any, what: str, kind: Any, problems: list[str]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if not isinstance(tables, dict):
+        problems.append(f"{what}: expected tables [{what}.NAME]")
+        return made
+    known = {f.name for f in fields(kind)} - {"name"}
+    for name, table in tables.items():
+        where = f"{what}.{name[:60]}"
+        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+            problems.append(f"{where}: expected a table of texts")
+        elif unknown := sorted(set(table) - known):
+            problems.append(f"{where}.{unknown[0][:60]}: unknown key")
+        else:
+            try:
+                made[name] = kind(name=name, **table)
+            except TypeError as error:
+                problems.append(f"{where}: {str(error).rpartition('__init__() ')[2]}")
+    return made
+
+
+def _contradictions(config: Config) -> list[str]:
+    problems = []
+    for key in ("state_dir", "run_dir", "policy", "scontrol"):
+        if not str(getattr(config, key)).startswith("/"):
+            problems.append(f"{key}: expected an absolute path, got {getattr(config, key)!r}")
+    if config.hypervisor not in HYPERVISORS:
+        problems.append(f"hypervisor: expected one of {', '.join(HYPERVISORS)}, got {config.hypervisor!r}")
+    if config.kernel and config.kernel not in config.kernels:
+        problems.append(f"kernel: there is no [kernels.{config.kernel}]")
+    for name in (n for n, f in _SETTINGS.items() if isinstance(f.default, int)):
+        if getattr(config, name) < 0 or (name.endswith("_s") and getattr(config, name) < 1):
+            problems.append(f"{name}: {getattr(config, name)} is too small")
+    for name, kernel in config.kernels.items():
+        for digest in (kernel.vmlinuz_sha256, kernel.initrd_sha256):
+            if re.fullmatch("[0-9a-f]{64}", digest) is None:
+                problems.append(f"kernels.{name}: {digest[:20]!r} is not a sha256 in hex")
+    for name, entry in config.images.items():
+        if not entry.url.startswith(("/", "http://", "https://")):
+            problems.append(f"images.{name}.url: expected an absolute path or http(s)://, got {entry.url!r:.60}")
+    return problems

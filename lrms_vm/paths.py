@@ -1,0 +1,150 @@
+"""Every file and directory we ever make, drawn once.
+
+    state_dir  /var/lib/lrms_vm            0755 root      survives a reboot; a local disk
+      store/sha256/ab/<hex>/               0755 root      verified images, see cache.py
+      ingest/  locks/  leases/             0700 root      see cache.py
+      jobs/<key>/                          0711 root      per-job disks, gone after the epilogue
+        overlay.qcow2                      0600 hypervisor's user
+        seed.iso                           0600 hypervisor's user
+      history/<key>.json                   0600 root      phases and outcome of ended jobs, newest 1000
+    run_dir    /run/lrms_vm                0755 root      gone at reboot, like the guests themselves
+      verdicts/<key>.json                  0440 root:gid  what the SPANK plugin and `exec` believe
+      locks/<key>.lock                     0600 root      one prologue or epilogue per job at a time
+      jobs/<key>/                          0711 root
+        record.jsonl                       0600 root      what teardown must undo, written before each step
+        domain.xml                         0600 root      what was given to libvirt
+        channel.sock                       0600 user      qemu's end of the guest channel
+        console.log                        0400 user      the guest's console
+        user/                              0700 user      keys, shared connection, what attach says
+
+<key> is `Allocation.key`: <lrms>-<job id>.<node>.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Places:
+    """The two roots of a node, and what hangs from them."""
+
+    state_dir: Path
+    run_dir: Path
+
+    @property
+    def store(self) -> Path:
+        return self.state_dir / "store"
+
+    @property
+    def ingest(self) -> Path:
+        return self.state_dir / "ingest"
+
+    @property
+    def cache_locks(self) -> Path:
+        return self.state_dir / "locks"
+
+    @property
+    def leases(self) -> Path:
+        return self.state_dir / "leases"
+
+    @property
+    def history(self) -> Path:
+        return self.state_dir / "history"
+
+    @property
+    def disks(self) -> Path:
+        return self.state_dir / "jobs"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.run_dir / "verdicts"
+
+    @property
+    def jobs(self) -> Path:
+        return self.run_dir / "jobs"
+
+    @property
+    def job_locks(self) -> Path:
+        return self.run_dir / "locks"
+
+    def verdict(self, key: str) -> Path:
+        return self.verdicts / f"{key}.json"
+
+    def job(self, key: str) -> JobPlaces:
+        return JobPlaces(run=self.jobs / key, disk=self.disks / key)
+
+
+@dataclass(frozen=True)
+class JobPlaces:
+    """Everything that exists only for one job on one node."""
+
+    run: Path
+    disk: Path
+
+    @property
+    def overlay(self) -> Path:
+        return self.disk / "overlay.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        return self.disk / "seed.iso"
+
+    @property
+    def record(self) -> Path:
+        return self.run / "record.jsonl"
+
+    @property
+    def domain_xml(self) -> Path:
+        return self.run / "domain.xml"
+
+    @property
+    def channel(self) -> Path:
+        return self.run / "channel.sock"
+
+    @property
+    def console(self) -> Path:
+        return self.run / "console.log"
+
+    @property
+    def user(self) -> UserPlaces:
+        return UserPlaces(self.run / "user")
+
+
+@dataclass(frozen=True)
+class UserPlaces:
+    """The part of a job's directory that belongs to its user; root never reads a decision from it."""
+
+    root: Path
+
+    @property
+    def private_key(self) -> Path:
+        return self.root / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.root / "known_hosts"
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.root / "ssh_config"
+
+    @property
+    def control_socket(self) -> Path:
+        """The shared ssh connection."""
+        return self.root / "ctl"
+
+    @property
+    def ready(self) -> Path:
+        """Written by attach when guest, connection and shares are up."""
+        return self.root / "ready"
+
+    @property
+    def failed(self) -> Path:
+        """Written by attach instead of `ready`: why the guest never came up."""
+        return self.root / "failed"
+
+    @property
+    def attach_log(self) -> Path:
+        return self.root / "attach.log"
