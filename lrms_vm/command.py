@@ -1,13 +1,14 @@
-"""The one door for programs: argv list, small explicit environment, stdin closed, a deadline that ends the whole group."""
+"""The one door for programs: argv list, small explicit environment, stdin closed, a deadline for the whole group."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def spawn_detached(
     slurmd waits for end-of-file on its prolog's stdout and kills its process group (reference/slurm-measured.md 5),
     so the child holds neither. `log` is opened as the child's identity, so that it can never be led elsewhere as root.
     """
+
     def open_log() -> None:
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         os.dup2(fd, 1)
@@ -77,7 +79,7 @@ def spawn_detached(
 
 
 def remaining_s(deadline: float) -> float:
-    """Seconds until `deadline` (a time.monotonic() value), at least a little, so that a late step still fails by itself."""
+    """Seconds until `deadline` (a time.monotonic() value), at least a little: a late step fails by itself."""
     return max(deadline - time.monotonic(), 0.05)
 
 
@@ -87,7 +89,7 @@ def _start(
     identity: Identity | None,
     stdin: int,
     cwd: str,
-    preexec: object = None,
+    preexec: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
     detached = preexec is not None
     try:
@@ -104,15 +106,13 @@ def _start(
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=identity.groups if identity else None,
-            preexec_fn=preexec,  # type: ignore[arg-type]
+            preexec_fn=preexec,
         )
     except OSError as error:
         raise NodeError(f"cannot start {argv[0]}: {error.strerror}", code="command-missing") from error
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all gone already
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all gone already
     process.communicate()

@@ -59,6 +59,7 @@ class Config:
     kernel: str = ""  # name of the default kernel
     scontrol: str = "/usr/bin/scontrol"
     spank_plugin: str = ""  # path of lrms_vm.so; the prologue makes sure that slurmd has loaded it. Empty: not checked
+    image_places: tuple[str, ...] = ()  # prefixes of paths and URLs that a job may name directly
     contact: str = "your site's administrators"
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     images: Mapping[str, ImageEntry] = field(default_factory=dict)
@@ -92,8 +93,9 @@ def read_trusted(path: Path, *, must_be_root_owned: bool = True, max_bytes: int 
                 sticky = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
                 if state.st_uid != 0 or (state.st_mode & 0o022 and not sticky):
                     raise ConfigError(
-                        f"{where}: owner {state.st_uid}, mode {stat.S_IMODE(state.st_mode):04o}; others could change it",
-                        hint="chown root and chmod go-w", code="config-unsafe",
+                        f"{where}: owner {state.st_uid}, mode {stat.S_IMODE(state.st_mode):o}; not only root can write it",
+                        hint="chown root and chmod go-w",
+                        code="config-unsafe",
                     )
         return file.read(max_bytes)
 

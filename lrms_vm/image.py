@@ -60,7 +60,7 @@ def parse_reference(text: str, *, source: str) -> ImageReference:
     if len(text) > MAX_REFERENCE_LENGTH or _REFERENCE.fullmatch(text) is None:
         raise UsageError(
             f"{source}: {text[:80]!r} is not an image reference",
-            hint="use NAME, NAME@VERSION, sha256:HEX, an absolute path or an http(s) URL, of letters, digits and ._:/@+-",
+            hint="use NAME, NAME@VERSION, sha256:HEX, an absolute path or an http(s) URL; letters, digits and ._:/@+-",
             code="reference-unreadable",
         )
     if digest := _DIGEST.fullmatch(text):

@@ -94,7 +94,9 @@ def _memory(text: str | None) -> int | None:
         return None
     memory_mib = parse_memory_mib(text, bare="M", source="--vm-memory")
     if memory_mib < 1:
-        raise UsageError("--vm-memory: 0 is no memory", hint="leave it out for the whole allocation", code="option-unreadable")
+        raise UsageError(
+            "--vm-memory: 0 is no memory", hint="leave it out for the whole allocation", code="option-unreadable"
+        )
     return memory_mib
 
 
@@ -102,7 +104,9 @@ def _cpus(text: str | None) -> int | None:
     if text is None:
         return None
     if re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII) is None:
-        raise UsageError(f"--vm-cpus: cannot read {text[:40]!r} as a number of cpus", hint="write 1 or more", code="option-unreadable")
+        raise UsageError(
+            f"--vm-cpus: cannot read {text[:40]!r} as a number of cpus", hint="1 or more", code="option-unreadable"
+        )
     return int(text)
 
 
@@ -129,7 +133,9 @@ def _named(word: str, text: str | None, grammar: re.Pattern[str]) -> str | None:
     if text is None:
         return None
     if grammar.fullmatch(text) is None:
-        raise UsageError(f"--{word}: {text[:80]!r} is not a plain name", hint=f"it keeps to {grammar.pattern}", code="option-unreadable")
+        raise UsageError(
+            f"--{word}: {text[:80]!r} is not a plain name", hint=f"use {grammar.pattern}", code="option-unreadable"
+        )
     return text
 
 

@@ -56,7 +56,8 @@ def parse_duration_s(text: str, *, source: str) -> int:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            f"{source}: cannot read {text[:40]!r} as a duration", hint="write e.g. 90s, 5m, 12h, 35d",
+            f"{source}: cannot read {text[:40]!r} as a duration",
+            hint="write e.g. 90s, 5m, 12h, 35d",
             code="duration-unreadable",
         )
     return int(match[1]) * _SECONDS_PER[match[2]]

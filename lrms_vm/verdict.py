@@ -44,7 +44,7 @@ def write_verdict(verdict: Verdict) -> bytes:
 
 
 def read_verdict(text: bytes, *, source: str) -> Verdict:
-    """Read back what `write_verdict` wrote. Raises `NodeError`: only root writes there, so a bad one is the node's fault."""
+    """Read back what `write_verdict` wrote. Raises `NodeError`: only root writes there."""
     try:
         values = json.loads(text)
         version = values.pop("version")
