@@ -146,5 +146,10 @@ class UserPlaces:
         return self.root / "failed"
 
     @property
+    def payload(self) -> Path:
+        """Written by exec when a payload ended: how long it took. Shown, never believed."""
+        return self.root / "payload"
+
+    @property
     def attach_log(self) -> Path:
         return self.root / "attach.log"

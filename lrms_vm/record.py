@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ VERSION = 1
 MAX_BYTES = 1 << 20
 
 # Every step that changes the world, in order. The crash tests kill the prologue before and after each.
-STEPS = ("begin", "run_dir", "lease", "disk_dir", "overlay", "seed", "domain", "channel", "verdict", "attach", "done")
+STEPS = ("begin", "lease", "verified", "disk_dir", "overlay", "seed", "domain", "channel", "verdict", "attach", "done")
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,22 @@ class Noted:
 class Record:
     """The writing half; the prologue's alone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, on_note: Callable[[str], None] | None = None) -> None:
+        """`on_note` is called with each step's name once it is noted: the crash tests end the process there."""
         self._path = path
+        self._on_note = on_note
 
     def begin(self, **facts: Any) -> None:
         """Make the file. Its directory is there already."""
         self._append({"version": VERSION, "step": "begin", **facts}, os.O_CREAT | os.O_EXCL)
+        self._noted("begin")
 
     def note(self, step: str, **facts: Any) -> None:
         """Say what is about to be made. Returns only when the line is written."""
         if step not in STEPS:
             raise ValueError(f"{step} is not in STEPS")  # a step that the crash tests do not know
         self._append({"step": step, "at": time.time(), **facts}, 0)
+        self._noted(step)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -61,7 +65,15 @@ class Record:
         try:
             yield
         finally:
-            self._append({"phase": name, "ms": round((time.monotonic() - start) * 1e3, 2)}, 0)
+            self.took(name, (time.monotonic() - start) * 1e3)
+
+    def took(self, phase: str, ms: float) -> None:
+        """Say how long a phase took."""
+        self._append({"phase": phase, "ms": round(ms, 2)}, 0)
+
+    def _noted(self, step: str) -> None:
+        if self._on_note is not None:
+            self._on_note(step)
 
     def _append(self, line: dict[str, Any], flags: int) -> None:
         text = json.dumps(line).encode() + b"\n"

@@ -1,0 +1,171 @@
+"""`prologue`, `epilogue` and `reap`: what the batch system's hooks call, as root.
+
+Each error's blame decides what the batch system is told (docs/exit-codes.md): the request's and the site's leave a
+refused verdict and a healthy node; only the node's own fault takes it out of service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from lrms_vm import config as configuration
+from lrms_vm import journal
+from lrms_vm.config import Config
+from lrms_vm.errors import LrmsVmError, NodeError, UsageError
+from lrms_vm.lrms import slurm
+from lrms_vm.request import Allocation, parse_request
+
+REAP_TIMEOUT_S = 20.0
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for verb, line, run in (
+        ("prologue", "make this job's guest; called by the batch system's hook, as root", _prologue),
+        ("epilogue", "remove this job's guest; called by the batch system's hook, as root", _epilogue),
+        ("reap", "remove what jobs that no longer exist left on this node", _reap),
+    ):
+        parser = verbs.add_parser(
+            verb,
+            description=line,
+            epilog=f"example:\n  lrms-vm {verb} --lrms slurm",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--lrms", choices=["slurm"], required=True, help="the batch system that calls")
+        parser.add_argument("--node", help="this node's name in the batch system (default: as the hook says)")
+        parser.set_defaults(run=run)
+
+
+def _prologue(args: argparse.Namespace) -> int:
+    started_at, start = time.time(), time.monotonic()
+    hook = slurm.identify(os.environ)
+    config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    deadline = start + config.prologue_timeout_s
+    from lrms_vm import lifecycle, node, slurm_node, teardown
+
+    def start_guest() -> None:
+        options, source = slurm.parse_options(os.environ)
+        request = parse_request(options, source=source)
+        if config.spank_plugin:
+            slurm_node.require_plugin(config.spank_plugin)
+        text = slurm_node.ask(slurm.show_job_argv(config.scontrol, hook.job_id), os.environ)
+        allocation = slurm.parse_job(text, os.environ)
+        actors = node.actors(config)
+        lifecycle.prologue(request, allocation, config=config, actors=actors, started_at=started_at, deadline=deadline)
+
+    error: LrmsVmError
+    with teardown.locked(config.places, hook.key, deadline=deadline):
+        try:
+            _clear(hook, config)
+            start_guest()
+        except LrmsVmError as refused:
+            error = refused
+        except Exception as bug:  # a bug of ours must neither run the job on the host nor take nodes out one by one
+            journal.say("error", hook.key, traceback.format_exc())
+            error = LrmsVmError(f"internal error: {type(bug).__name__}: {bug}", code="internal")
+        else:
+            journal.say("info", hook.key, f"guest started in {time.monotonic() - start:.2f} s")
+            return 0
+        return _refuse(error, hook, config)
+
+
+def _refuse(error: LrmsVmError, hook: Allocation, config: Config) -> int:
+    """Undo what the failed prologue made, then tell the job or the batch system, by blame."""
+    from lrms_vm import lifecycle
+
+    journal.say("error", hook.key, f"{error.blame}: {error.code}: {error}")
+    print(f"lrms_vm: {hook.key}: {error}", file=sys.stderr)
+    if isinstance(error, NodeError):
+        return _take_out(f"{error.code}: {error.message}", hook, config, lambda: _clear(hook, config))
+    _clear(hook, config)
+    lifecycle.refuse(error, hook, places=config.places)
+    return 0
+
+
+def _take_out(why: str, hook: Allocation, config: Config, then: Callable[[], None]) -> int:
+    """Drain this node with our reason; slurmd sees 1 and requeues the job, which runs elsewhere."""
+    from lrms_vm import slurm_node
+
+    try:
+        slurm_node.ask(slurm.drain_argv(config.scontrol, hook.node, why), os.environ)
+    except LrmsVmError as error:
+        journal.say(
+            "error", hook.key, f"cannot drain: {error}"
+        )  # slurmd drains it for our exit code, without our reason
+    try:
+        then()
+    except LrmsVmError as error:
+        journal.say("error", hook.key, str(error))
+    return 1
+
+
+def _clear(hook: Allocation, config: Config) -> None:
+    """Undo what an earlier prologue of this job left. Raises `NodeError` when something stays."""
+    from lrms_vm import node, teardown
+
+    job = config.places.job(hook.key)
+    if not (job.run.exists() or job.disk.exists() or config.places.verdict(hook.key).exists()):
+        return
+    left = teardown.teardown(
+        hook.key,
+        places=config.places,
+        hypervisor=node.hypervisor(config),
+        deadline=time.monotonic() + config.epilogue_timeout_s,
+    )
+    if left:
+        raise NodeError("left behind: " + "; ".join(map(str, left)), code="leftovers")
+
+
+def _epilogue(args: argparse.Namespace) -> int:
+    hook = slurm.identify(os.environ)
+    config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    from lrms_vm import node, teardown
+
+    deadline = time.monotonic() + config.epilogue_timeout_s
+    try:
+        with teardown.locked(config.places, hook.key, deadline=deadline):
+            left = teardown.teardown(
+                hook.key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline
+            )
+        why = "; ".join(map(str, left))
+    except LrmsVmError as error:
+        why = str(error)
+    if why:
+        journal.say("error", hook.key, f"left behind: {why}")
+        print(f"lrms_vm: {hook.key}: left behind: {why}", file=sys.stderr)
+        return _take_out(f"leftovers of job {hook.job_id}: {why}", hook, config, lambda: None)
+    journal.say("info", hook.key, "guest removed, nothing left")
+    return 0
+
+
+def _reap(args: argparse.Namespace) -> int:
+    """Tear down what belongs to jobs the batch system no longer has on this node."""
+    config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    name = args.node or os.environ.get("SLURMD_NODENAME")
+    if not name:
+        raise UsageError("reap: which node is this?", hint="--node NAME", code="node-unknown")
+    from lrms_vm import node, slurm_node, teardown
+
+    hypervisor = node.hypervisor(config)
+    deadline = time.monotonic() + REAP_TIMEOUT_S
+    found = {
+        key
+        for key in teardown.keys_on(name, places=config.places, hypervisor=hypervisor, deadline=deadline)
+        if key.startswith("slurm-")
+    }
+    if not found:
+        return 0
+    listing = slurm_node.ask(slurm.active_jobs_argv(config.scontrol, name), os.environ)
+    active = {f"slurm-{job_id}.{name}" for job_id in slurm.parse_active_jobs(listing)}
+    code = 0
+    for key in sorted(found - active):
+        with teardown.locked(config.places, key, deadline=deadline):
+            left = teardown.teardown(key, places=config.places, hypervisor=hypervisor, deadline=deadline)
+        journal.say("error" if left else "warning", key, "reaped" + "".join(f"; left behind: {item}" for item in left))
+        print(f"{key}: " + ("; ".join(f"left behind: {item}" for item in left) or "removed"))
+        code = NodeError.exit_code if left else code
+    return code

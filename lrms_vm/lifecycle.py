@@ -1,0 +1,300 @@
+"""The sentence, as short functions.
+
+A job makes a request; its image reference is resolved through the cache into a verified image; with the allocation
+it becomes a domain description; the domain boots into a guest; the guest runs the payload (payload.py) and yields a
+payload result; teardown (teardown.py) undoes what the record lists and returns leftovers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrms_vm import cache, channel, domain, keys, overlay, seed
+from lrms_vm.account import Account, look_up
+from lrms_vm.command import remaining_s, spawn_detached
+from lrms_vm.config import Config
+from lrms_vm.decision import Decision
+from lrms_vm.errors import LrmsVmError, NodeError, RequestError
+from lrms_vm.fetch import Fetcher
+from lrms_vm.guest import Hypervisor
+from lrms_vm.image import VerifiedImage
+from lrms_vm.paths import JobPlaces, Places
+from lrms_vm.record import Record
+from lrms_vm.request import Allocation, Request
+from lrms_vm.resolve import resolve
+from lrms_vm.verdict import READY, REFUSED, Verdict, write_verdict
+
+# Directories that are never shared as a whole: they would hide the guest's own, or hand it everybody's.
+NOT_SHARED = frozenset(
+    f"/{name}".rstrip("/")
+    for name in (
+        *(
+            "",
+            "bin",
+            "boot",
+            "dev",
+            "etc",
+            "home",
+            "lib",
+            "lib64",
+            "media",
+            "mnt",
+            "opt",
+            "proc",
+            "root",
+            "run",
+            "sbin",
+        ),
+        *("srv", "sys", "tmp", "usr", "var", "var/tmp"),
+    )
+) | {"/"}
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Whom the lifecycle acts through; tests pass fakes."""
+
+    hypervisor: Hypervisor
+    fetch: Fetcher
+    decision: Decision
+    python: str  # interpreter for attach; ordinary users must be able to run it
+    on_note: Callable[[str], None] | None = None  # the crash tests' way in, see record.Record
+
+
+def prologue(
+    request: Request, allocation: Allocation, *, config: Config, actors: Actors, started_at: float, deadline: float
+) -> None:
+    """Make the job's guest and its verdict; do not wait for the guest to be up.
+
+    Everything is noted in the record before it is made. On an error nothing is undone here: the caller calls
+    `teardown`, which needs no more than the record and the names. `started_at` is time.time(), `deadline` monotonic.
+    Raises `RequestError`, `SiteError` or `NodeError`.
+    """
+    places = config.places
+    job = places.job(allocation.key)
+    account = look_up(allocation.uid, allocation.gid)
+    record = _begin(job, allocation, started_at, actors.on_note)
+    image = _acquire(request, allocation, account, record, config=config, actors=actors, deadline=deadline)
+    described = domain.describe(request, allocation, image, config=config, places=job)
+    with record.phase("overlay"):
+        record.note("disk_dir", path=str(job.disk))
+        _make_directory(job.disk, 0o711)
+        record.note("overlay", path=str(job.overlay))
+        overlay.make(described, timeout_s=remaining_s(deadline))
+    shares = shares_of(allocation.work_dir, request, config)
+    with record.phase("seed"):
+        record.note("seed", path=str(job.seed))
+        pair = keys.make_pair()
+        seed.make(described, account, pair, shares, config=config, timeout_s=remaining_s(deadline))
+    with record.phase("render"):
+        xml = domain.render(described, _template(config, described.hypervisor))
+        domain.compare(described, xml)
+        _write(job.domain_xml, xml.encode(), 0o600)
+    with record.phase("create"):
+        record.note("domain", name=described.name)
+        actors.hypervisor.create(xml, deadline=deadline)
+    with record.phase("hand over"):
+        record.note("channel", path=str(job.channel))
+        _hand_over(job, account, pair)
+        record.note("verdict", path=str(places.verdict(allocation.key)))
+        verdict = _ready(request, allocation, account, image, job, shares, config, started_at)
+        write_verdict_file(places, verdict, gid=account.gid)
+        record.note("attach")
+        session = spawn_detached(
+            [actors.python, "-I", "-m", "lrms_vm", "attach", "--verdict", str(places.verdict(allocation.key))],
+            identity=account.identity,
+            log=job.user.attach_log,
+            environment=channel.environment(allocation.key),
+        )
+    record.note("done", session=session, seconds=round(time.time() - started_at, 3))
+
+
+def refuse(error: LrmsVmError, allocation: Allocation, *, places: Places) -> None:
+    """Leave the verdict that makes the job's step print `error` and end with its exit code, on a healthy node."""
+    for directory in (places.run_dir, places.verdicts):
+        _make_directory(directory, 0o755)
+    verdict = Verdict(
+        state=REFUSED,
+        key=allocation.key,
+        uid=allocation.uid,
+        exit_code=error.exit_code,
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+    )
+    write_verdict_file(places, verdict, gid=allocation.gid)
+
+
+def shares_of(work_dir: str, request: Request, config: Config) -> tuple[str, ...]:
+    """The host directories the guest gets: the working directory, and those asked for below the site's share roots.
+
+    Raises `RequestError` for a share the site does not allow. A working directory that would hide the guest's own
+    system is left out; `exec` tells the user.
+    """
+    for share in request.shares:
+        if not any(share == root or share.startswith(root.rstrip("/") + "/") for root in config.share_roots):
+            raise RequestError(
+                f"--vm-share: {share!r} is not below one of the site's share roots "
+                f"({', '.join(config.share_roots) or 'there are none'})",
+                hint=f"ask {config.contact}",
+                code="share-not-allowed",
+            )
+    wanted = [work_dir] if _shareable(work_dir) else []
+    return tuple(dict.fromkeys([*wanted, *request.shares]))
+
+
+def write_verdict_file(places: Places, verdict: Verdict, *, gid: int) -> None:
+    """Atomically, root's, readable by the job's group: its own user must read it, nobody else can write it."""
+    path = places.verdict(verdict.key)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    _write(fresh, write_verdict(verdict), 0o440, gid=gid)
+    fresh.replace(path)
+
+
+def _shareable(path: str) -> bool:
+    clean = os.path.normpath(path)
+    return (
+        path.startswith("/")
+        and path.isprintable()
+        and clean not in NOT_SHARED
+        and not clean.startswith(("/proc/", "/sys/", "/dev/", "/run/lrms_vm"))
+    )
+
+
+def _begin(job: JobPlaces, allocation: Allocation, started_at: float, on_note: Callable[[str], None] | None) -> Record:
+    for directory in (
+        job.run.parent.parent,
+        job.run.parent,
+        job.run.parent.with_name("verdicts"),
+        job.disk.parent.parent,
+    ):
+        _make_directory(directory, 0o755)
+    _make_directory(job.disk.parent, 0o711)
+    _make_directory(job.run, 0o711)
+    record = Record(job.record, on_note=on_note)
+    record.begin(
+        uid=allocation.uid,
+        gid=allocation.gid,
+        job_id=allocation.job_id,
+        node=allocation.node,
+        lrms=allocation.lrms,
+        started_at=started_at,
+        user=allocation.user,
+    )
+    return record
+
+
+def _acquire(
+    request: Request,
+    allocation: Allocation,
+    account: Account,
+    record: Record,
+    *,
+    config: Config,
+    actors: Actors,
+    deadline: float,
+) -> VerifiedImage:
+    start = time.monotonic()
+    entry = resolve(request.image, config)
+    record.note("lease", image=entry.name)
+    decide = actors.decision.for_job(
+        user=account.name, groups=[name for name, _ in account.groups], partition=allocation.partition
+    )
+    image = cache.acquire(
+        entry,
+        places=config.places,
+        lease=allocation.key,
+        decide=decide,
+        fetch=actors.fetch,
+        max_image_bytes=actors.decision.max_image_bytes,
+        deadline=deadline,
+    )
+    total_ms = (time.monotonic() - start) * 1e3
+    record.took("fetch", total_ms - decide.spent_ms)
+    record.took("verify", decide.spent_ms)
+    record.note("verified", image=_provenance(image))
+    return image
+
+
+def _provenance(image: VerifiedImage) -> dict[str, str]:
+    return {"name": image.name, "digest": f"sha256:{image.sha256}", "signer": image.signer, "rule": image.rule}
+
+
+def _ready(
+    request: Request,
+    allocation: Allocation,
+    account: Account,
+    image: VerifiedImage,
+    job: JobPlaces,
+    shares: tuple[str, ...],
+    config: Config,
+    started_at: float,
+) -> Verdict:
+    return Verdict(
+        state=READY,
+        key=allocation.key,
+        uid=allocation.uid,
+        job_dir=str(job.run),
+        work_dir=allocation.work_dir,
+        shares=shares,
+        env_names=request.env_names,
+        user_name=account.name,
+        home=account.home,
+        boot_timeout_s=config.boot_timeout_s,
+        started_at=started_at,
+        image=_provenance(image),
+    )
+
+
+def _template(config: Config, hypervisor: str) -> str:
+    directory = Path(config.templates_dir) if config.templates_dir else Path(__file__).with_name("templates")
+    name = "domain-xen.xml.j2" if hypervisor == "xen" else "domain-qemu.xml.j2"
+    try:
+        return (directory / name).read_text()
+    except OSError as error:
+        raise NodeError(f"{directory / name}: cannot read: {error.strerror}", code="template-missing") from error
+
+
+def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair) -> None:
+    """Give the user what is theirs: the channel's socket, the console's text, the keys. The directory comes last."""
+    user = job.user
+    _make_directory(user.root, 0o700)
+    files: Mapping[Path, bytes] = {
+        user.private_key: pair.user_private,
+        user.known_hosts: pair.known_hosts,
+        user.ssh_config: channel.ssh_config(user, account.name).encode(),
+    }
+    for path, text in files.items():
+        _write(path, text, 0o600, uid=account.uid, gid=account.gid)
+    for path, mode in ((job.channel, 0o600), (job.console, 0o400)):
+        os.chmod(path, mode)
+        os.lchown(path, account.uid, account.gid)
+    os.lchown(user.root, account.uid, account.gid)
+
+
+def _make_directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
+        status = path.lstat()
+        if status.st_uid != os.geteuid():
+            raise NodeError(f"{path}: owner {status.st_uid}, expected root", code="state-unsafe")
+    except OSError as error:
+        raise NodeError(f"{path}: cannot make: {error.strerror}", code="state-unwritable") from error
+
+
+def _write(path: Path, text: bytes, mode: int, *, uid: int = -1, gid: int = -1) -> None:
+    """A new file in a directory that only root can write; never follows or reuses one that is there."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        with open(fd, "wb") as file:
+            file.write(text)
+            os.fchmod(fd, mode)
+            os.fchown(fd, uid, gid)
+    except OSError as error:
+        raise NodeError(f"{path}: cannot write: {error.strerror}", code="state-unwritable") from error

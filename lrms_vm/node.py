@@ -1,0 +1,29 @@
+"""Puts a node's actors together from its configuration. Imports the heavy libraries; only root's verbs need it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lrms_vm.anchors import read_anchors
+from lrms_vm.config import Config, read_trusted
+from lrms_vm.decision import Decision
+from lrms_vm.fetch import default_fetcher
+from lrms_vm.guest import Hypervisor, Libvirt
+from lrms_vm.lifecycle import Actors
+from lrms_vm.trust.policy import parse_policy
+
+
+def hypervisor(config: Config) -> Hypervisor:
+    return Libvirt(config.libvirt_uri)
+
+
+def actors(config: Config) -> Actors:
+    """Raises `ConfigError` for a policy or a CA directory that cannot be believed."""
+    policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
+    return Actors(
+        hypervisor=hypervisor(config),
+        fetch=default_fetcher(),
+        decision=Decision(policy, read_anchors(Path(policy.ca_dir))),
+        python=sys.executable,
+    )

@@ -1,0 +1,204 @@
+"""Teardown: undo everything that was made for a job on this node, by record and by name; say what is still there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrms_vm import cache, record
+from lrms_vm.errors import LrmsVmError, NodeError
+from lrms_vm.guest import Hypervisor
+from lrms_vm.paths import JobPlaces, Places
+
+DOMAIN_PREFIX = "lrms_vm-"
+KEEP_HISTORY = 1000
+MAX_USER_FILE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something of a job that teardown could not remove."""
+
+    what: str
+    where: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.where}: {self.why}"
+
+
+@contextlib.contextmanager
+def locked(places: Places, key: str, *, deadline: float) -> Iterator[None]:
+    """One prologue, epilogue or reap per job at a time on this node. Raises `NodeError` past the deadline."""
+    places.job_locks.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = places.job_locks / f"{key}.lock"
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if _try_lock(fd, path):
+            break
+        os.close(fd)
+        if time.monotonic() >= deadline:
+            raise NodeError(f"{path}: held by another prologue or epilogue of the same job", code="job-locked")
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while held: whoever opened it meanwhile finds it gone and opens anew
+        os.close(fd)
+
+
+def teardown(key: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> list[Leftover]:
+    """Undo everything that carries `key`; return what could not be undone.
+
+    Safe to call twice, after a crash, and when the prologue never finished: what is gone counts as undone. One failure
+    does not stop the rest. Does not raise for a failed step: the caller decides what a non-empty list means.
+    `deadline` is a `time.monotonic()` value. The caller holds `locked`.
+    """
+    job = places.job(key)
+    started = time.monotonic()
+    noted = record.read(job.record)
+    leftovers: list[Leftover] = []
+
+    def undo(what: str, where: str, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except (LrmsVmError, OSError) as error:
+            leftovers.append(Leftover(what, where, str(error)))
+
+    undo("verdict", str(places.verdict(key)), lambda: _remove_file(places.verdict(key)))
+    undo("attach", key, lambda: end_attach(key, deadline=deadline))
+    undo("domain", DOMAIN_PREFIX + key, lambda: hypervisor.destroy(DOMAIN_PREFIX + key, deadline=deadline))
+    if any(leftover.what == "domain" for leftover in leftovers):
+        return leftovers  # its disks and its record stay while the guest may: the next teardown needs them
+    undo("disks", str(job.disk), lambda: _remove_tree(job.disk))
+    undo("lease", key, lambda: cache.release(places, key))
+    if noted.steps:
+        undo("history", key, lambda: _write_history(places, key, job, noted, (time.monotonic() - started) * 1e3))
+    undo("run directory", str(job.run), lambda: _remove_tree(job.run))
+    return leftovers
+
+
+def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> set[str]:
+    """The keys of everything on this node that anybody's teardown would have to undo."""
+    names = {path.name for directory in (places.jobs, places.disks) for path in _entries(directory)}
+    names |= {path.name.removesuffix(".json") for path in _entries(places.verdicts) if not path.name.startswith(".")}
+    names |= {
+        name.removeprefix(DOMAIN_PREFIX)
+        for name in hypervisor.names(deadline=deadline)
+        if name.startswith(DOMAIN_PREFIX)
+    }
+    return {name for name in names if name.endswith(f".{node}")}
+
+
+def end_attach(key: str, *, deadline: float) -> None:
+    """End the processes that connect the job to its guest, found by the mark in their environment, never by user."""
+    while pids := attach_processes(key):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() >= deadline:
+            raise NodeError(f"processes {sorted(pids)} do not end", code="process-stuck")
+        time.sleep(0.01)
+
+
+def attach_processes(key: str) -> set[int]:
+    """Pids of live processes whose environment carries this job's mark."""
+    mark = f"LRMS_VM_KEY={key}".encode()
+    found = set()
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = Path(entry.path, "environ").read_bytes()
+            state = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # ended while we looked, or a kernel thread
+        if mark in environment.split(b"\0") and state not in (b"Z", b"X"):
+            found.add(int(entry.name))
+    return found
+
+
+def _try_lock(fd: int, path: Path) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _remove_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_name(f".{path.name}.new").unlink(missing_ok=True)
+
+
+def _remove_tree(path: Path) -> None:
+    # rmtree works by directory descriptors on Linux: a user who swaps names in user/ for links gains nothing
+    if not shutil.rmtree.avoids_symlink_attacks:
+        raise NodeError("this Python cannot remove directories safely", code="python-unsafe")
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted, teardown_ms: float) -> None:
+    """Keep the job's phases and provenance; the newest `KEEP_HISTORY` of them."""
+    begin = noted.steps.get("begin", {})
+    phases = dict(noted.phases_ms)
+    for path in (job.user.ready, job.user.payload):
+        phases |= _user_times_ms(path, uid=begin.get("uid", -1))
+    phases["teardown"] = round(teardown_ms, 2)
+    history = {
+        "version": record.VERSION,
+        "key": key,
+        **{name: begin[name] for name in ("job_id", "node", "lrms", "user", "uid", "started_at") if name in begin},
+        "ended_at": time.time(),
+        "image": noted.steps.get("verified", {}).get("image", {}),
+        "complete": noted.complete,
+        "phases_ms": phases,
+    }
+    places.history.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = places.history / f"{key}.json"
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(history))
+    fresh.replace(path)
+    for old in sorted(_entries(places.history), key=lambda entry: entry.stat().st_mtime)[:-KEEP_HISTORY]:
+        old.unlink(missing_ok=True)
+
+
+def _user_times_ms(path: Path, *, uid: int) -> dict[str, float]:
+    """Times the user's side noted. Shown, never believed: numbers under names we know, from the user's own file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return {}  # the guest never got that far
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != uid:
+            return {}
+        try:
+            values: Any = json.loads(file.read(MAX_USER_FILE_BYTES))
+        except (ValueError, RecursionError):
+            return {}
+    if not isinstance(values, dict):
+        return {}
+    return {
+        name: float(values[name])
+        for name in ("guest_up", "shares", "payload")
+        if isinstance(values.get(name), int | float) and 0 <= values[name] < 1e12
+    }
