@@ -1,0 +1,1 @@
+"""A batch system on one machine: what `make demo`, the integration tests and the benchmark share."""

@@ -1,0 +1,74 @@
+"""The text of the demo's slurm.conf. Pure. Facts behind the choices: slurm.conf(5), docs/slurm.md."""
+
+from __future__ import annotations
+
+from demo.layout import NODES, Layout
+
+CONTROLLER_PORT = 26817
+NODE_PORTS = {name: CONTROLLER_PORT + 1 + index for index, name in enumerate(NODES)}
+NODE_CPUS = 2
+NODE_MEMORY_MB = 4000
+# How long a job waits after its node failed it: Slurm requeues no earlier than the credential's life (default 120 s).
+CREDENTIAL_LIFE_S = 15
+KILL_WAIT_S = 10
+
+
+def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool = True) -> str:
+    """One configuration for everybody but for the paths of a node's own hooks (hence NO_CONF_HASH).
+
+    `node`: whose slurmd reads it; None for the controller and users.
+    """
+    own = layout.etc / node if node else layout.etc
+    lines = [
+        "ClusterName=lrms-vm-demo",
+        f"SlurmctldHost={host}(127.0.0.1)",
+        f"SlurmctldPort={CONTROLLER_PORT}",
+        "SlurmUser=root",
+        "SlurmdUser=root",
+        "AuthType=auth/munge",
+        f"AuthInfo=socket={layout.munge_socket},cred_expire={CREDENTIAL_LIFE_S}",
+        "CredType=cred/munge",
+        f"StateSaveLocation={layout.state / 'slurmctld'}",
+        f"SlurmdSpoolDir={layout.state / 'slurmd.%n'}",
+        f"SlurmctldPidFile={layout.run / 'slurmctld.pid'}",
+        f"SlurmdPidFile={layout.run / 'slurmd.%n.pid'}",
+        f"SlurmctldLogFile={layout.log / 'slurmctld.log'}",
+        f"SlurmdLogFile={layout.log / 'slurmd.%n.log'}",
+        "SlurmctldDebug=verbose",
+        "SlurmdDebug=verbose",
+        "DebugFlags=NO_CONF_HASH",
+        "SlurmdParameters=config_overrides",
+        "ProctrackType=proctrack/linuxproc",
+        "TaskPlugin=task/none",
+        "JobAcctGatherType=jobacct_gather/none",
+        "AccountingStorageType=accounting_storage/none",
+        "MpiDefault=none",
+        "SelectType=select/cons_tres",
+        "SelectTypeParameters=CR_CPU_Memory",
+        "DefMemPerCPU=1024",
+        "SchedulerType=sched/backfill",
+        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,nohold_on_prolog_fail",
+        "PrologFlags=Alloc,DeferBatch",
+        "JobRequeue=1",
+        "ReturnToService=2",
+        "InactiveLimit=0",
+        f"KillWait={KILL_WAIT_S}",
+        "MinJobAge=3600",
+        "SlurmctldTimeout=30",
+        "SlurmdTimeout=60",
+        "MessageTimeout=20",
+        "RebootProgram=/bin/false",
+    ]
+    if plugstack:
+        lines.append(f"PlugStackConfig={own / 'plugstack.conf'}")
+    if node:
+        lines += [f"Prolog={own / 'prolog'}", f"Epilog={own / 'epilog'}"]
+    else:  # the controller wants to know that there is one: it then waits for it (PrologFlags)
+        lines += [f"Prolog={layout.etc / NODES[0] / 'prolog'}", f"Epilog={layout.etc / NODES[0] / 'epilog'}"]
+    lines += [
+        f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={NODE_PORTS[name]} "
+        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MB} Features=vm"
+        for name in NODES
+    ]
+    lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=60 State=UP OverSubscribe=NO")
+    return "\n".join(lines) + "\n"
