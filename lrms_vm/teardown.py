@@ -57,12 +57,20 @@ def locked(places: Places, key: str, *, deadline: float) -> Iterator[None]:
         os.close(fd)
 
 
-def teardown(key: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> list[Leftover]:
+def teardown(
+    key: str,
+    *,
+    places: Places,
+    hypervisor: Hypervisor,
+    deadline: float,
+    on_step: Callable[[str], None] | None = None,
+) -> list[Leftover]:
     """Undo everything that carries `key`; return what could not be undone.
 
     Safe to call twice, after a crash, and when the prologue never finished: what is gone counts as undone. One failure
     does not stop the rest. Does not raise for a failed step: the caller decides what a non-empty list means.
-    `deadline` is a `time.monotonic()` value. The caller holds `locked`.
+    `deadline` is a `time.monotonic()` value. The caller holds `locked`. `on_step` is called with each step's name
+    before it is taken: the crash tests end the process there.
     """
     job = places.job(key)
     started = time.monotonic()
@@ -70,6 +78,8 @@ def teardown(key: str, *, places: Places, hypervisor: Hypervisor, deadline: floa
     leftovers: list[Leftover] = []
 
     def undo(what: str, where: str, step: Callable[[], None]) -> None:
+        if on_step is not None:
+            on_step(what)
         try:
             step()
         except (LrmsVmError, OSError) as error:
