@@ -1,0 +1,69 @@
+# make demo | test | bench | lint        as root on Debian 12; nothing is asked, nothing is done twice
+#
+#   make demo [KEEP=1]   a signed HEP image in a real guest, under a real Slurm on this machine; KEEP=1 leaves it up
+#   make demo-stop       stop what a kept demo left running          make clean-demo   remove all it ever made
+#   make test            everything: lint, unit, golden, contract, and the real Slurm with real guests
+#   make test-unit       what needs no program and no root           make test-slurm   the real Slurm only
+#   make bench           the speed goals, as ratios: build/bench/results.json
+
+SHELL := /bin/sh
+PYTHON := .venv/bin/python
+STAMPS := build/stamps
+KEEP ?=
+
+.PHONY: all demo demo-stop clean-demo test test-unit test-slurm bench lint format prerequisites programs clean
+
+all: prerequisites
+
+demo: prerequisites
+	@$(PYTHON) -m demo.run $(if $(KEEP),--keep)
+
+demo-stop: $(STAMPS)/venv
+	@$(PYTHON) -m demo.cluster stop
+
+clean-demo: $(STAMPS)/venv
+	@$(PYTHON) -m demo.cluster remove
+
+test: prerequisites
+	$(PYTHON) -m pytest tests lrms_vm
+
+test-unit: $(STAMPS)/venv
+	$(PYTHON) -m pytest lrms_vm tests --ignore=tests/integration --ignore=tests/contract
+
+test-slurm: prerequisites
+	$(PYTHON) -m pytest tests/integration/slurm
+
+bench: prerequisites
+	@$(PYTHON) -m bench
+
+lint: $(STAMPS)/venv
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy -p lrms_vm -p demo
+
+format: $(STAMPS)/venv
+	$(PYTHON) -m ruff format .
+
+# -- what the rest needs
+
+prerequisites: $(STAMPS)/apt $(STAMPS)/venv programs
+
+$(STAMPS)/apt: apt-packages.txt demo/prerequisites.sh
+	@demo/prerequisites.sh apt-packages.txt
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/venv: setup.cfg pyproject.toml | $(STAMPS)/apt
+	@test -x $(PYTHON) || /usr/bin/python3 -m venv .venv
+	@echo "python: installing what setup.cfg asks for into .venv"
+	@.venv/bin/pip install -q --disable-pip-version-check -e '.[test,demo]'
+	@mkdir -p $(@D) && touch $@
+
+# the guest's half and the SPANK plugin: their own Makefiles know when nothing is to be done
+programs: $(STAMPS)/apt
+	@for part in $(patsubst %/Makefile,%,$(wildcard guest/Makefile spank/Makefile)); do \
+	    $(MAKE) --silent --no-print-directory -C $$part all || exit 1; done
+
+clean:
+	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@for part in $(patsubst %/Makefile,%,$(wildcard guest/Makefile spank/Makefile)); do \
+	    $(MAKE) --no-print-directory -C $$part clean; done
