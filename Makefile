@@ -61,7 +61,7 @@ $(STAMPS)/venv: setup.cfg pyproject.toml | $(STAMPS)/apt
 # the guest's half and the SPANK plugin: their own Makefiles know when nothing is to be done
 programs: $(STAMPS)/apt
 	@for part in $(patsubst %/Makefile,%,$(wildcard guest/Makefile spank/Makefile)); do \
-	    $(MAKE) --silent --no-print-directory -C $$part all || exit 1; done
+	    $(MAKE) --silent --no-print-directory -C $$part || exit 1; done
 
 clean:
 	rm -rf build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

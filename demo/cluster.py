@@ -174,7 +174,7 @@ def remove(base: Path) -> None:
 
 
 def _make_directories(layout: Layout) -> None:
-    for path in (layout.base, layout.etc, layout.run, layout.log, layout.state, layout.images, layout.cache):
+    for path in (layout.base, *layout.directories):
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.chmod(0o755)
     for node in NODES:

@@ -66,6 +66,11 @@ class Layout:
         return self.base / "cache"
 
     @property
+    def directories(self) -> tuple[Path, ...]:
+        """Directories everybody may enter and read."""
+        return (self.etc, self.run, self.log, self.state, self.opt, self.images, self.cache)
+
+    @property
     def munge_socket(self) -> Path:
         return self.base / "munge" / "munge.socket.2"
 

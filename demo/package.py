@@ -1,0 +1,97 @@
+"""The checkout, installed where users may execute it: a virtual environment of its own, and the two compiled programs.
+
+Not editable: what runs as root must not change under a cluster that is up. Installed again only when the content
+of the checkout changed.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from demo.layout import CHECKOUT, Layout
+from demo.programs import DemoError, run
+
+PROGRAMS = ("guest/lrms-vm-guest", "spank/lrms_vm.so")
+_PARTS = ("lrms_vm", "templates", "prologue", "epilogue", "setup.cfg", "pyproject.toml", "README.md")
+
+
+def install(layout: Layout) -> bool:
+    """Bring `layout.opt` up to date; return whether anything had to be done. Raises `DemoError`."""
+    done = _environment(layout)
+    done = _package(layout) or done
+    for program in PROGRAMS:
+        done = _copy(CHECKOUT / program, layout.opt / Path(program).name) or done
+    return done
+
+
+def requirements() -> list[str]:
+    """What setup.cfg says the package needs."""
+    parser = configparser.ConfigParser()
+    parser.read(CHECKOUT / "setup.cfg")
+    return parser["options"]["install_requires"].split("\n")[1:]
+
+
+def digest(parts: tuple[str, ...] = _PARTS) -> str:
+    """Of every file's name and content that an installation is made from."""
+    total = hashlib.sha256()
+    for part in parts:
+        root = CHECKOUT / part
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file() and path.suffix != ".pyc":
+                total.update(f"{path.relative_to(CHECKOUT)}\0{path.stat().st_mode}\0".encode())
+                total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _environment(layout: Layout) -> bool:
+    wanted = [*requirements(), "setuptools", "wheel"]
+    stamp = layout.opt / "requirements"
+    if _says(stamp, "\n".join(wanted)):
+        return False
+    venv = layout.opt / "venv"
+    if not layout.python.exists():
+        run(["/usr/bin/python3", "-m", "venv", venv], timeout_s=120)
+    run([layout.python, "-m", "pip", "install", "-q", *wanted], timeout_s=900, pip=True)
+    stamp.write_text("\n".join(wanted))
+    return True
+
+
+def _package(layout: Layout) -> bool:
+    now = digest()
+    stamp = layout.opt / "digest"
+    if _says(stamp, now):
+        return False
+    with tempfile.TemporaryDirectory() as name:  # a build in the checkout would leave its own files there
+        source = Path(name)
+        for part in _PARTS:
+            if (CHECKOUT / part).is_dir():
+                shutil.copytree(CHECKOUT / part, source / part, symlinks=True)
+            elif (CHECKOUT / part).exists():
+                shutil.copy2(CHECKOUT / part, source / part)
+        options = ["--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir"]
+        run([layout.python, "-m", "pip", "install", "-q", *options, source], timeout_s=300, pip=True)
+    stamp.write_text(now)
+    return True
+
+
+def _copy(source: Path, target: Path) -> bool:
+    """Replace, never overwrite: a slurmd may have the old file mapped."""
+    try:
+        wanted = source.read_bytes()
+    except FileNotFoundError as error:
+        raise DemoError(f"{source} is not built: run `make prerequisites`") from error
+    if target.exists() and target.read_bytes() == wanted:
+        return False
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.copyfile(source, fresh)
+    fresh.chmod(0o755)
+    fresh.replace(target)
+    return True
+
+
+def _says(stamp: Path, text: str) -> bool:
+    return stamp.exists() and stamp.read_text() == text
