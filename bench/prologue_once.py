@@ -1,0 +1,51 @@
+"""One prologue in a fresh interpreter, as slurmd would start it, but with no batch system: prints its phases as JSON.
+
+    python -I bench/prologue_once.py CONFIG IMAGE WORK_DIR JOB_ID [--keep]
+
+The whole process is what `bench` times; `create` inside it is the hypervisor's own part.
+"""
+
+from __future__ import annotations
+
+import json
+import pwd
+import sys
+import time
+from pathlib import Path
+
+
+def main(config_path: str, image: str, work_dir: str, job_id: str) -> int:
+    started_at, start = time.time(), time.monotonic()
+    from lrms_vm import config as configuration
+    from lrms_vm import lifecycle, node, record, teardown
+    from lrms_vm.request import Allocation, parse_request
+
+    config = configuration.load(Path(config_path))
+    entry = pwd.getpwnam("physicist")
+    allocation = Allocation(
+        lrms="slurm",
+        job_id=job_id,
+        node="bench",
+        uid=entry.pw_uid,
+        gid=entry.pw_gid,
+        user=entry.pw_name,
+        work_dir=work_dir,
+        cpus=1,
+        memory_mib=1000,
+    )
+    deadline = start + 60
+    with teardown.locked(config.places, allocation.key, deadline=deadline):
+        lifecycle.prologue(
+            parse_request({"vm-image": image}, source="bench"),
+            allocation,
+            config=config,
+            actors=node.actors(config),
+            started_at=started_at,
+            deadline=deadline,
+        )
+    print(json.dumps(record.read(config.places.job(allocation.key).record).phases_ms))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:5]))
