@@ -8,7 +8,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,26 @@ def spawn_detached(
     process = _start(argv, environment, identity, subprocess.DEVNULL, "/", preexec=open_log)
     process.returncode = 0  # ours no more: nobody waits for it, init reaps it
     return process.pid
+
+
+@contextlib.contextmanager
+def streaming(
+    argv: Sequence[str], *, identity: Identity | None, environment: Mapping[str, str] = ENVIRONMENT
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a child whose stdout and stderr the caller reads as they come. It and its group end with the block.
+
+    The pipes are closed before we wait: a child that handed them to a process of its own cannot hold us up.
+    """
+    process = _start(argv, environment, identity, subprocess.DEVNULL, "/")
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
 
 
 def remaining_s(deadline: float) -> float:
