@@ -1,0 +1,51 @@
+/* The guest's half of lrms_vm: one static program, carried on the seed so that both halves always match.
+ *
+ *   guest boot SEEDDIR [DEVICE]   root, once at boot: users, keys, mount points; then `channel`
+ *   guest channel [DEVICE]        root: hello/ready/go, then sshd on the channel; for ever
+ *   guest prepare ID NAME         user: keep stdin as tasks/ID/NAME (the job's script, or a long task description)
+ *   guest task ID SPEC            user: run the payload; see task.c
+ *   guest signal ID NAME          user: signal the payload's process group
+ *   guest status ID               user: how the payload ended
+ *   guest share DIR64             user: sshfs on stdin and stdout, mounted on DIR
+ *   guest mounted SECONDS DIR64.. user: wait until all are mounted
+ *   srun ...                      user: asks the host to run the real one; see srun.c
+ *
+ * Everything that comes from the seed or over the channel is data: checked, never given to a shell.
+ */
+#ifndef LRMS_VM_GUEST_H
+#define LRMS_VM_GUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#define RUN_DIR "/run/lrms_vm"
+#define TASKS_DIR RUN_DIR "/tasks"
+#define PROGRAM RUN_DIR "/guest"
+#define HOME_FILE RUN_DIR "/home"
+#define PORT_NAME "org.lrms_vm.channel.0"
+
+enum { EXIT_USAGE = 64, EXIT_LOST = 70, EXIT_AMBIGUOUS = 255 };
+
+/* main.c: the few things every part needs */
+__attribute__((noreturn, format(printf, 2, 3))) void die(int code, const char *format, ...);
+__attribute__((format(printf, 1, 2))) void warn_line(const char *format, ...);
+char *read_all(int fd, size_t limit, size_t *length);                     /* NUL appended; NULL with errno set */
+char *read_file(const char *path, size_t limit, size_t *length);          /* same */
+int write_all(int fd, const void *bytes, size_t length);                  /* blocking write of everything; 0 or -1 */
+int write_file(const char *path, const void *bytes, size_t length, mode_t mode); /* by rename; 0 or -1 */
+char *decode64(const char *text, size_t *length);                         /* NUL appended; NULL when malformed */
+void *allocate(size_t count, size_t size);
+long long now_ms(void);
+
+int boot(const char *seed, const char *device);
+int run_channel(const char *device);
+int prepare(const char *id, const char *name);
+int task(int argc, char **argv);
+int signal_task(const char *id, const char *name);
+int status_of_task(const char *id);
+int mount_share(const char *dir64);
+int wait_mounted(int argc, char **argv);
+int srun(int argc, char **argv);
+
+#endif

@@ -1,0 +1,56 @@
+/* Shares: sshfs in the guest talks SFTP over an ssh session to the host's sftp-server. */
+#include "lrms_vm_guest.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Mounted file systems see changes from the host and from other nodes within a second. */
+#define OPTIONS "passive,dcache_timeout=1,attr_timeout=1,entry_timeout=1,negative_timeout=0"
+
+int mount_share(const char *dir64) {
+    char *dir = decode64(dir64, NULL), source[4100];
+    if (dir == NULL || dir[0] != '/' || strlen(dir) > 4095)
+        die(EXIT_USAGE, "share: not a directory");
+    snprintf(source, sizeof source, ":%s", dir);
+    /* "-o" options are split at commas, but source and mount point are whole arguments */
+    execlp("sshfs", "sshfs", "-f", "-o", OPTIONS, source, dir, (char *)NULL);
+    die(127, "share: sshfs: %s", strerror(errno));
+}
+
+/* proc(5): the mount point is the fifth field of mountinfo, blank, tab, newline and backslash as \ooo. */
+static bool mounted(const char *table, const char *dir) {
+    char wanted[4 * 4096 + 8], *next = wanted;
+    *next++ = ' ';
+    for (const char *c = dir; *c != '\0' && next < wanted + sizeof wanted - 16; c++)
+        if (strchr(" \t\n\\", *c) != NULL)
+            next += sprintf(next, "\\%03o", (unsigned char)*c);
+        else
+            *next++ = *c;
+    strcpy(next, " ");
+    for (const char *line = table; *line != '\0'; line = strchrnul(line, '\n') + (*strchrnul(line, '\n') != '\0')) {
+        const char *end = strchrnul(line, '\n'), *found = strstr(line, wanted), *kind = strstr(line, " - fuse.sshfs ");
+        if (found != NULL && found < end && kind != NULL && kind < end)
+            return true;
+    }
+    return false;
+}
+
+int wait_mounted(int argc, char **argv) {
+    long long until = now_ms() + 1000LL * atoi(argv[0]);
+    for (int i = 1; i < argc; i++) {
+        char *dir = decode64(argv[i], NULL), *table;
+        if (dir == NULL)
+            die(EXIT_USAGE, "mounted: not a directory");
+        while ((table = read_file("/proc/self/mountinfo", 64 << 20, NULL)) != NULL && !mounted(table, dir)) {
+            free(table);
+            if (now_ms() > until)
+                die(1, "share %s was not mounted in time", dir);
+            usleep(10000);
+        }
+        free(table);
+    }
+    return 0;
+}
