@@ -1,8 +1,25 @@
-"""Domain: what libvirt shall start, as a value. (`describe`, `render`, `compare` below are the guest agent's to fill.)"""
+"""Domain: what libvirt shall start, as a value; `describe` makes it, `render` writes it, `compare` reads it back.
+
+The only importer of jinja2, which is loaded by `render` alone.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
+
+from lrms_vm.errors import ConfigError, RequestError
+from lrms_vm.image import VerifiedImage
+from lrms_vm.paths import JobPlaces
+from lrms_vm.request import Allocation, Request
+from lrms_vm.xml_check import Must, require
+
+NAME_PREFIX = "lrms_vm-"
+CHANNEL_NAME = "org.lrms_vm.channel.0"
+NAT_NETWORK = "default"  # libvirt's own
+MIN_MEMORY_MIB = 128  # a Debian guest with systemd does not come up in less
 
 
 @dataclass(frozen=True)
@@ -23,4 +40,260 @@ class Domain:
     console_path: str  # file that gets the console's bytes
     network: str  # "none" | "nat" | "bridge:NAME"
     mac: str | None
-    run_as: str  # "+uid:+gid" of the hypervisor process
+    run_as: str  # "user:group" of the hypervisor process, names or +numbers
+
+    @property
+    def bridge(self) -> str | None:
+        """The site's bridge to plug the guest into."""
+        return self.network.removeprefix("bridge:") if self.network.startswith("bridge:") else None
+
+
+class SiteKernel(Protocol):
+    """What describe() needs of config.Kernel."""
+
+    @property
+    def vmlinuz(self) -> str: ...
+    @property
+    def initrd(self) -> str: ...
+    @property
+    def cmdline(self) -> str: ...
+
+
+class Site(Protocol):
+    """What describe() needs of config.Config; values only, so that this module stays above the effects."""
+
+    @property
+    def hypervisor(self) -> str: ...
+    @property
+    def hypervisor_user(self) -> str: ...
+    @property
+    def memory_overhead_mib(self) -> int: ...
+    @property
+    def memory_default_mib(self) -> int: ...
+    @property
+    def network(self) -> str: ...
+    @property
+    def networks_allowed(self) -> tuple[str, ...]: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def kernels(self) -> Mapping[str, SiteKernel]: ...
+    @property
+    def contact(self) -> str: ...
+
+
+def describe(
+    request: Request, allocation: Allocation, image: VerifiedImage, *, config: Site, places: JobPlaces
+) -> Domain:
+    """Decide what the job's guest is. Raises `RequestError` for what the site does not give, `ConfigError`.
+
+    A request can only make the guest smaller than the allocation, never larger.
+    """
+    kernel = _kernel(request, config)
+    network = _network(request, config)
+    user, _, group = config.hypervisor_user.partition(":")
+    return Domain(
+        name=NAME_PREFIX + allocation.key,
+        hypervisor=config.hypervisor,
+        memory_mib=_memory_mib(request, allocation, config),
+        vcpus=min(request.cpus or allocation.cpus, allocation.cpus),
+        base_path=image.path,
+        overlay_path=str(places.overlay),
+        seed_path=str(places.seed),
+        kernel_path=kernel.vmlinuz,
+        initrd_path=kernel.initrd,
+        cmdline=kernel.cmdline,
+        channel_path=str(places.channel),
+        console_path=str(places.console),
+        network=network,
+        mac=None if network == "none" else _mac(allocation.key),
+        run_as=f"{user}:{group or user}",
+    )
+
+
+def render(domain: Domain, template_text: str) -> str:
+    """Fill a template; every value is escaped, an unknown name is an error, and the template reaches nothing else.
+
+    Raises `ConfigError`: templates are the site's.
+    """
+    from jinja2 import StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # autoescape=True and not select_autoescape(): that one goes by the last suffix, which is .j2
+    environment = ImmutableSandboxedEnvironment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    try:
+        return environment.from_string(template_text).render(domain=domain) + "\n"
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise ConfigError(
+            f"the domain template cannot be filled: {error}", hint="compare it with ours", code="template-broken"
+        ) from error
+
+
+def compare(domain: Domain, xml_text: str) -> None:
+    """Read a rendered domain again. Raises `ConfigError` naming the first element that is not what `domain` says."""
+    require(_xen(domain) if domain.hypervisor == "xen" else _qemu(domain), xml_text)
+
+
+def _memory_mib(request: Request, allocation: Allocation, config: Site) -> int:
+    """What the guest gets: all that the batch system counts, less what the hypervisor process itself needs."""
+    if allocation.memory_mib is None:
+        limit_mib = config.memory_default_mib
+        whence = f"{config.memory_default_mib} MiB is what the site gives where memory is not counted"
+    else:
+        limit_mib = allocation.memory_mib - config.memory_overhead_mib
+        whence = (
+            f"{allocation.memory_mib} MiB of the job less {config.memory_overhead_mib} MiB for the hypervisor "
+            f"is {limit_mib} MiB"
+        )
+    memory_mib = min(request.memory_mib or limit_mib, limit_mib)
+    if memory_mib < MIN_MEMORY_MIB:
+        raise RequestError(
+            f"memory: the guest would get {memory_mib} MiB, at least {MIN_MEMORY_MIB} MiB are needed ({whence}"
+            + (f"; --vm-memory says {request.memory_mib} MiB)" if request.memory_mib else ")"),
+            hint=f"ask for at least {MIN_MEMORY_MIB + config.memory_overhead_mib} MiB",
+            code="memory-too-small",
+        )
+    return memory_mib
+
+
+def _network(request: Request, config: Site) -> str:
+    network = request.network or config.network
+    if network not in ("none", config.network, *config.networks_allowed):
+        raise RequestError(
+            f"--vm-network: {network!r} is not allowed here (allowed: {', '.join(config.networks_allowed) or 'none'})",
+            hint=f"leave the option out, or ask {config.contact}",
+            code="network-not-allowed",
+        )
+    if network not in ("none", "nat") and not network.startswith("bridge:"):
+        raise ConfigError(f"network: {network!r} is not one of none, nat, bridge:NAME", code="network-unknown")
+    return network
+
+
+def _kernel(request: Request, config: Site) -> SiteKernel:
+    name = request.kernel or config.kernel
+    if not name:
+        raise ConfigError("kernel: the site names no default kernel", hint="set kernel = NAME", code="kernel-missing")
+    kernel = config.kernels.get(name)
+    if kernel is None:
+        raise RequestError(
+            f"--vm-kernel: {name!r} is not one of the site's kernels ({', '.join(sorted(config.kernels)) or 'none'})",
+            hint=f"leave the option out, or ask {config.contact}",
+            code="kernel-unknown",
+        )
+    return kernel
+
+
+def _mac(key: str) -> str:
+    """A locally administered unicast address (IEEE 802: second bit of the first octet), the same for the same job."""
+    return ":".join(f"{octet:02x}" for octet in (0x02, *hashlib.sha256(key.encode()).digest()[:5]))
+
+
+def _common(domain: Domain, os: Must, devices: list[Must], more: list[Must]) -> Must:
+    memory = {"unit": "MiB"}
+    return Must(
+        "domain",
+        {"type": domain.hypervisor},
+        children=(
+            Must("name", text=domain.name),
+            Must("memory", memory, str(domain.memory_mib)),
+            Must("currentMemory", memory, str(domain.memory_mib)),
+            Must("vcpu", text=str(domain.vcpus)),
+            os,
+            *(Must(on, text="destroy") for on in ("on_poweroff", "on_reboot", "on_crash")),
+            Must("devices", children=(*devices, *_interfaces(domain))),
+            *more,
+        ),
+    )
+
+
+def _os(domain: Domain, type_: str, attributes: dict[str, str]) -> Must:
+    return Must(
+        "os",
+        children=(
+            Must("type", attributes, type_),
+            Must("kernel", text=domain.kernel_path),
+            Must("initrd", text=domain.initrd_path),
+            Must("cmdline", text=domain.cmdline),
+        ),
+    )
+
+
+def _disks(domain: Domain, names: tuple[str, str], bus: str) -> list[Must]:
+    base = Must(
+        "backingStore",
+        {"type": "file"},
+        children=(
+            Must("format", {"type": "raw"}),
+            Must("source", {"file": domain.base_path}),
+            Must("backingStore"),
+        ),
+    )
+    made = []
+    for path, format_, name, last in (
+        (domain.overlay_path, "qcow2", names[0], base),
+        (domain.seed_path, "raw", names[1], Must("readonly")),
+    ):
+        made.append(
+            Must(
+                "disk",
+                {"type": "file", "device": "disk"},
+                children=(
+                    Must("driver", {"name": "qemu", "type": format_}),
+                    Must("source", {"file": path}),
+                    Must("target", {"dev": name, "bus": bus}),
+                    last,
+                ),
+            )
+        )
+    return made
+
+
+def _interfaces(domain: Domain) -> list[Must]:
+    if domain.network == "none":
+        return []
+    kind, source = (
+        ("bridge", {"bridge": domain.bridge or ""}) if domain.bridge else ("network", {"network": NAT_NETWORK})
+    )
+    return [
+        Must(
+            "interface",
+            {"type": kind},
+            children=(
+                Must("mac", {"address": domain.mac or ""}),
+                Must("source", source),
+                *([Must("model", {"type": "virtio"})] if domain.hypervisor != "xen" else []),
+                *([Must("filterref", {"filter": "clean-traffic"})] if domain.hypervisor != "xen" else []),
+            ),
+        )
+    ]
+
+
+def _qemu(domain: Domain) -> Must:
+    devices = [
+        *_disks(domain, ("vda", "vdb"), "virtio"),
+        Must("serial", {"type": "file"}, children=(Must("source", {"path": domain.console_path, "append": "off"}),)),
+        Must(
+            "channel",
+            {"type": "unix"},
+            children=(
+                Must("source", {"mode": "bind", "path": domain.channel_path}),
+                Must("target", {"type": "virtio", "name": CHANNEL_NAME}),
+            ),
+        ),
+    ]
+    label = Must(
+        "seclabel",
+        {"type": "static", "model": "dac", "relabel": "no"},
+        children=(Must("label", text=domain.run_as),),
+    )
+    return _common(domain, _os(domain, "hvm", {}), devices, [label])
+
+
+def _xen(domain: Domain) -> Must:
+    devices = [
+        *_disks(domain, ("xvda", "xvdb"), "xen"),
+        Must("console", {"type": "pty"}),
+        Must("channel", {"type": "pty"}, children=(Must("target", {"type": "xen", "name": CHANNEL_NAME}),)),
+    ]
+    return _common(domain, _os(domain, "linux", {"machine": "xenpv"}), devices, [])
