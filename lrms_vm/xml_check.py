@@ -16,10 +16,9 @@ from lrms_vm.errors import ConfigError
 
 MAX_LENGTH = 1 << 18
 
-# What a template may add: "path" an element with all below it, "path@name" an attribute (libvirt.org/formatdomain.html).
-# Nothing below a harmless element may name a file or a URL.
-HARMLESS = frozenset(
-    """
+# What a template may add (libvirt.org/formatdomain.html): "path" an element with all below it, "path@name" an
+# attribute. Nothing below a harmless element may name a file or a URL.
+_HARMLESS = """
     domain/description domain/title domain/features domain/clock domain/cpu domain/pm domain/iothreads
     domain/cputune domain/blkiotune domain/memtune domain/numatune domain/memoryBacking domain/resource
     domain/vcpu@placement domain/vcpu@cpuset
@@ -39,8 +38,8 @@ HARMLESS = frozenset(
     domain/devices/interface/address domain/devices/interface/alias domain/devices/interface/driver
     domain/devices/interface/mtu domain/devices/interface/bandwidth domain/devices/interface/port
     domain/devices/interface/rom
-    """.split()
-)
+"""
+HARMLESS = frozenset(_HARMLESS.split())
 _FILES_OF_HARMLESS = frozenset(["/dev/urandom", "/dev/random"])
 _RESOURCE_PARTITION = "domain/resource/partition"  # a cgroup's name, not a file's
 _DECLARATION = re.compile(r"<!(?!--)")  # DOCTYPE, ENTITY, CDATA: none is needed, and entities are how parsers are hurt
