@@ -126,7 +126,7 @@ def fetch_dropped(
 def _blocks(
     url: str, process: subprocess.Popen[bytes], *, max_bytes: int, deadline: float, stall_s: float
 ) -> Iterator[bytes]:
-    assert process.stdout is not None  # noqa: S101 - made by streaming()
+    assert process.stdout is not None
     fd = process.stdout.fileno()
     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, BLOCK_BYTES)
     total = 0
@@ -136,7 +136,9 @@ def _blocks(
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not selector.select(min(left_s, stall_s)):
                 waited = "the deadline has passed" if left_s <= stall_s else f"silent for {stall_s:g} s"
-                raise SiteError(f"{url}: {waited} after {total} bytes", hint="try again later", code="image-server-slow")
+                raise SiteError(
+                    f"{url}: {waited} after {total} bytes", hint="try again later", code="image-server-slow"
+                )
             block = os.read(fd, BLOCK_BYTES)
             if not block:
                 return
@@ -148,7 +150,7 @@ def _blocks(
 
 def _told(process: subprocess.Popen[bytes], deadline: float) -> bytes:
     """Wait for the child's end; return the little it may say."""
-    assert process.stderr is not None  # noqa: S101
+    assert process.stderr is not None
     try:
         process.wait(max(0.0, min(5.0, deadline - time.monotonic() + 1.0)))
     except subprocess.TimeoutExpired as error:
@@ -165,7 +167,7 @@ def _translated(url: str, returncode: int, told: bytes) -> LrmsVmError:
         words = json.loads(told) if returncode == EXIT_TOLD else None
     except (ValueError, RecursionError):
         words = None
-    if isinstance(words, dict) and set(words) == {"code", "message"} and all(isinstance(w, str) for w in words.values()):
+    if isinstance(words, dict) and {name: type(w) for name, w in words.items()} == {"code": str, "message": str}:
         kind, hint = CHILD_CODES.get(words["code"], (None, ""))
         if kind is not None:
             return kind(f"{url}: {_printable(words['message'])}", hint=hint, code=words["code"])
@@ -247,5 +249,5 @@ def _open_regular(path: str) -> int:
 
 
 def _too_large(where: str, found: str) -> RequestError:
-    kind, hint = CHILD_CODES["image-too-large"]
+    _, hint = CHILD_CODES["image-too-large"]
     return RequestError(f"{where}: {found}", hint=hint, code="image-too-large")

@@ -3,6 +3,7 @@
     state_dir  /var/lib/lrms_vm            0755 root      survives a reboot; a local disk
       store/sha256/ab/<hex>/               0755 root      verified images, see cache.py
       ingest/  locks/  leases/             0700 root      see cache.py
+      signatures/  quarantine/             0700 root      see sidefiles.py, store.py
       jobs/<key>/                          0711 root      per-job disks, gone after the epilogue
         overlay.qcow2                      0600 hypervisor's user
         seed.iso                           0600 hypervisor's user
@@ -48,6 +49,14 @@ class Places:
     @property
     def leases(self) -> Path:
         return self.state_dir / "leases"
+
+    @property
+    def signatures(self) -> Path:
+        return self.state_dir / "signatures"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.state_dir / "quarantine"
 
     @property
     def history(self) -> Path:

@@ -1,0 +1,247 @@
+"""The image cache, the only maker of `VerifiedImage`: bytes are hashed once, when they come in; trust each time.
+
+Warm: signature files, claim, lease, stamp, decision. No lock, nothing read of the image: as fast at 20 GiB as at 1.
+Cold: one flock per image, so that a hundred jobs make one download; look again; stream into ingest/ hashing on
+arrival; decide; make it read-only; prove that nobody can still write to it; name it. See docs/cache.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from lrms_vm import lease as leasing
+from lrms_vm import sidefiles, store
+from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
+from lrms_vm.fetch import Fetcher
+from lrms_vm.image import ImageEntry, VerifiedImage
+from lrms_vm.ingest import Received, part_directory, receive
+from lrms_vm.paths import Places
+from lrms_vm.upkeep import Entry, clean, entries, evict, rehash, verify
+
+if TYPE_CHECKING:
+    from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles
+
+__all__ = ["Decide", "Entry", "acquire", "clean", "entries", "evict", "release", "verify"]
+
+ASK_TIMEOUT_S = 20.0  # how long a server may take with a signature of which we have a copy
+Digests = Mapping[str, bytes]
+
+
+class Decide(Protocol):
+    """The trust core, bound to this site's policy, this job and this moment."""
+
+    def claim(self, files: SignatureFiles, name: str) -> Claim:
+        """Everything but the bytes. Raises `RequestError` or `SiteError`."""
+        ...
+
+    def bytes(self, claim: Claim, digests: Digests, size_bytes: int) -> Endorsement:
+        """The bytes. Raises `RequestError`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One acquire: what it wants, and with what."""
+
+    entry: ImageEntry
+    places: Places
+    lease: str
+    decide: Decide
+    fetch: Fetcher
+    max_image_bytes: int
+    deadline: float
+    progress: Callable[[int], None] | None
+    step: Callable[[str], None]
+
+
+def acquire(
+    entry: ImageEntry,
+    *,
+    places: Places,
+    lease: str,
+    decide: Decide,
+    fetch: Fetcher,
+    max_image_bytes: int,
+    deadline: float,
+    progress: Callable[[int], None] | None = None,
+    step: Callable[[str], None] | None = None,
+) -> VerifiedImage:
+    """Return the image, in the cache, held for the job `lease` until `release`.
+
+    `deadline` is a `time.monotonic()` value; `progress` is told the bytes received so far; `step` is told each step's
+    name as it is reached (the crash tests end the process there). Safe to call twice for one job.
+    Raises `RequestError` (not signed, refused, bytes differ), `SiteError` (server), `NodeError` (this disk).
+    """
+    job = _Job(entry, places, lease, decide, fetch, max_image_bytes, deadline, progress, step or (lambda _: None))
+    try:
+        store.prepare(places)
+        files, claim = _claimed(job)
+        key = sidefiles.image_key(files, claim)
+        image = _warm(job, key, claim)
+        return image if image is not None else _cold(job, key, claim)
+    except OSError as error:
+        raise _disk_error(places, error) from error
+
+
+def release(places: Places, lease: str) -> None:
+    """The job no longer needs its image. Safe to call twice. Raises `NodeError`."""
+    leasing.release(places, lease)
+
+
+def _claimed(job: _Job) -> tuple[SignatureFiles, Claim]:
+    """The signature files and what they claim. A refusal never rests on an old copy; acceptance may."""
+    copy = None if job.entry.url.startswith("/") else sidefiles.copy_of(job.places, job.entry)
+    if copy is not None and copy[1] < sidefiles.ASK_AGAIN_S:
+        with contextlib.suppress(RequestError):  # decided again below, on what the server has now
+            return copy[0], job.decide.claim(copy[0], job.entry.name)
+    ask_until = job.deadline if copy is None else min(job.deadline, time.monotonic() + ASK_TIMEOUT_S)
+    try:
+        files = sidefiles.fetch_files(job.entry, fetch=job.fetch, deadline=ask_until)
+    except SiteError:
+        if copy is None:
+            raise
+        return copy[0], job.decide.claim(copy[0], job.entry.name)
+    claim = job.decide.claim(files, job.entry.name)
+    if not job.entry.url.startswith("/"):
+        sidefiles.keep_copy(job.places, job.entry, files)
+    return files, claim
+
+
+def _warm(job: _Job, key: str, claim: Claim) -> VerifiedImage | None:
+    """The image as it lies there; None when it does not, or not as it was left. Lease first: it keeps eviction away."""
+    sha256 = sidefiles.sha256_of(job.places, key)
+    if sha256 is None or store.read_meta(store.entry_dir(job.places, sha256)) is None:
+        return None
+    leasing.take(job.places, job.lease, sha256)
+    meta = store.healthy(job.places, sha256)
+    if meta is None or not _has_digest(meta, claim):
+        leasing.release(job.places, job.lease)
+        return None
+    try:
+        image = _decided(job, claim, meta.digests, meta.size_bytes)
+    except LrmsVmError:
+        leasing.release(job.places, job.lease)
+        raise
+    with contextlib.suppress(OSError):  # only the order of eviction suffers
+        os.utime(store.entry_dir(job.places, sha256) / "meta.json")
+    return image
+
+
+def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
+    with store.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline):
+        job.step("locked")
+        sha256 = sidefiles.sha256_of(job.places, key)
+        if sha256 is not None:
+            _prove(job, sha256, claim)
+        image = _warm(job, key, claim)
+        return image if image is not None else _received(job, key, claim)
+
+
+def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
+    """Fetch, hash, decide, publish. The partial is removed whatever happens."""
+    algorithms = {"sha256", claim.digest_algorithm}
+    with part_directory(job.places, deadline=job.deadline) as part:
+        job.step("part")
+        received = receive(
+            job.fetch.fetch(job.entry.url, max_bytes=job.max_image_bytes, deadline=job.deadline),
+            part / "image",
+            algorithms=algorithms,
+            max_bytes=job.max_image_bytes,
+            source=job.entry.url,
+            progress=job.progress,
+        )
+        job.step("written")
+        _compare(job.entry, claim, received.digests)
+        image = _decided(job, claim, received.digests, received.size_bytes)
+        store.refuse_writers(part / "image")
+        job.step("synced")
+        store.write_meta(part, store.Meta(received.digests, received.stamp, time.time(), job.entry.url))
+        job.step("described")
+        with store.changing(job.places, deadline=job.deadline):
+            leasing.take(job.places, job.lease, image.sha256)
+            job.step("leased")
+            if not _merged(job.places, image.sha256, received):
+                store.publish(job.places, part, image.sha256)
+        job.step("published")
+    sidefiles.keep_ref(job.places, key, image.sha256)
+    job.step("referred")
+    return image
+
+
+def _merged(places: Places, sha256: str, received: Received) -> bool:
+    """True when the same bytes are there already under another key; adds what this key needs to know of them."""
+    meta = store.healthy(places, sha256)
+    if meta is None:
+        store.quarantine(places, sha256)
+        return False
+    directory = store.entry_dir(places, sha256)
+    known = {**meta.digests, **received.digests}
+    store.write_meta(directory, store.Meta(known, meta.stamp, meta.stored_at, meta.source))
+    return True
+
+
+def _prove(job: _Job, sha256: str, claim: Claim) -> None:
+    """Let an entry whose stamp is not as it was left prove itself by its bytes; else put it aside.
+
+    A stamp also changes when a disk gets another device number or the store is restored from a backup.
+    """
+    directory = store.entry_dir(job.places, sha256)
+    with store.changing(job.places, deadline=job.deadline):
+        store.show(directory)  # an eviction that a crash cut short
+    meta = store.healthy(job.places, sha256)
+    if not os.path.lexists(directory) or (meta is not None and _has_digest(meta, claim)):
+        return
+    proven = rehash(directory, {"sha256", claim.digest_algorithm, *(meta.digests if meta else ())})
+    with store.changing(job.places, deadline=job.deadline):
+        if not os.path.lexists(directory):
+            return  # evicted meanwhile
+        if proven is not None and proven.digests["sha256"].hex() == sha256:
+            store.write_meta(directory, proven)
+        else:
+            store.quarantine(job.places, sha256)
+
+
+def _has_digest(meta: store.Meta, claim: Claim) -> bool:
+    return claim.digest_algorithm in meta.digests
+
+
+def _compare(entry: ImageEntry, claim: Claim, digests: Digests) -> None:
+    found = digests[claim.digest_algorithm]
+    if claim.signed_digest is not None and found != claim.signed_digest:
+        raise RequestError(
+            f"{entry.url}: the bytes are not those that were signed: {claim.digest_algorithm} is "
+            f"{found.hex()[:16]}..., the signature is over {claim.signed_digest.hex()[:16]}...",
+            hint="the image was changed after it was signed, or damaged on its way; sign it again or restore it",
+            code="bytes-differ",
+        )
+
+
+def _decided(job: _Job, claim: Claim, digests: Digests, size_bytes: int) -> VerifiedImage:
+    endorsement = job.decide.bytes(claim, digests, size_bytes)
+    sha256 = digests["sha256"].hex()
+    return VerifiedImage(
+        name=job.entry.name,
+        path=str(store.entry_dir(job.places, sha256) / "image"),
+        sha256=sha256,
+        size_bytes=size_bytes,
+        signer=endorsement.signer,
+        issuer=endorsement.issuer,
+        rule=endorsement.rule,
+    )
+
+
+def _disk_error(places: Places, error: OSError) -> NodeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = os.statvfs(places.state_dir)
+        return NodeError(
+            f"{places.state_dir}: no space left ({free.f_bavail * free.f_frsize >> 20} MiB free)",
+            hint="lrms-vm cache prune --max-size",
+            code="disk-full",
+        )
+    return NodeError(f"{error.filename or places.state_dir}: {error.strerror}", code="cache-unwritable")

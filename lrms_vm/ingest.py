@@ -1,0 +1,154 @@
+"""Bytes on their way into the store: ingest/<random>.part/, locked while its maker lives, then renamed or removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrms_vm.errors import RequestError, SiteError
+from lrms_vm.fetch import BLOCK_BYTES, ZERO_BLOCK
+from lrms_vm.hashing import Digests
+from lrms_vm.paths import Places
+from lrms_vm.store import Stamp, changing, stamp_of
+
+HOLE_BYTES = 64 << 10  # the smallest run of zeros that becomes a hole
+_ZEROS = ZERO_BLOCK[:HOLE_BYTES]
+QCOW_MAGIC = b"QFI\xfb"
+
+
+@dataclass(frozen=True)
+class Received:
+    """What came in: written, synced, read-only."""
+
+    digests: Mapping[str, bytes]
+    stamp: Stamp
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stamp[2]
+
+
+@contextlib.contextmanager
+def part_directory(places: Places, *, deadline: float) -> Iterator[Path]:
+    """A new directory to receive into; removed at the end unless it got a name in the store by then."""
+    part = places.ingest / f"{secrets.token_hex(8)}.part"
+    with changing(places, deadline=deadline):  # so that nobody cleans it away before it is locked
+        part.mkdir(mode=0o700)
+        lock = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(places: Places) -> list[str]:
+    """Remove what crashes left in ingest/; return the names. Caller holds `changing`. Raises `OSError`."""
+    gone = []
+    for path in sorted(places.ingest.iterdir()):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # being received now
+        finally:
+            os.close(fd)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        gone.append(path.name)
+    return gone
+
+
+def receive(
+    blocks: Iterator[bytes],
+    path: Path,
+    *,
+    algorithms: Iterable[str],
+    max_bytes: int,
+    source: str,
+    progress: Callable[[int], None] | None,
+) -> Received:
+    """Write `blocks` to a new file, hashing on arrival; all-zero parts become holes.
+
+    Raises `RequestError` when there are too many bytes or none, and for qcow2; `OSError` from the disk.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with Digests(algorithms) as digests, contextlib.closing(_Closable(blocks)) as source_blocks:
+            total = 0
+            for block in source_blocks:
+                if total + len(block) > max_bytes:
+                    raise RequestError(
+                        f"{source}: more than {max_bytes} bytes",
+                        hint="the site's limit is max_image in its trust policy",
+                        code="image-too-large",
+                    )
+                if total == 0 and block.startswith(QCOW_MAGIC):
+                    raise RequestError(
+                        f"{source}: a qcow2 image, expected a raw one",
+                        hint="convert it with `qemu-img convert -O raw` and sign the result",
+                        code="image-not-raw",
+                    )
+                digests.update(block)
+                _write_sparse(fd, block, total)
+                total += len(block)
+                if progress is not None:
+                    progress(total)
+            if total == 0:
+                raise RequestError(
+                    f"{source}: the image is empty", hint="is it still being copied?", code="image-empty"
+                )
+            os.ftruncate(fd, total)
+            os.fchmod(fd, 0o444)
+            os.fsync(fd)
+            found = digests.result()
+    finally:
+        os.close(fd)
+    status = path.lstat()
+    if status.st_size != total:
+        raise SiteError(f"{path}: {status.st_size} bytes written of {total}", code="image-short")
+    return Received(found, stamp_of(status))
+
+
+class _Closable:
+    """An iterator that can be closed early, so that its file or child ends with us; plain iterators need none."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._blocks
+
+    def close(self) -> None:
+        close = getattr(self._blocks, "close", None)
+        if close is not None:
+            close()
+
+
+def _write_sparse(fd: int, block: bytes, offset: int) -> None:
+    """Write what is not zeros. The file is new, so what is not written reads as zeros."""
+    if len(block) == BLOCK_BYTES and block == ZERO_BLOCK:
+        return
+    start = 0
+    while start < len(block):
+        end = start
+        while end < len(block) and not block.startswith(_ZEROS, end):
+            end = min(end + HOLE_BYTES, len(block))
+        if end > start:
+            _write_all(fd, memoryview(block)[start:end], offset + start)
+        start = end
+        while start < len(block) and block.startswith(_ZEROS, start):
+            start += HOLE_BYTES
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view = view[count:]
+        offset += count

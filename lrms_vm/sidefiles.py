@@ -1,0 +1,157 @@
+"""The signature beside an image: small files, fetched before any byte of the image, the last good copy kept.
+
+signatures/<sha256 of the places>.json     the last copy whose claim was good: a warm cache works with the server down
+signatures/<algorithm>-<hex>.ref           which image in the store has this digest (other than sha256)
+signatures/signature-<hex>.ref             which image these signature files were found to be for
+A .ref is a hint: what it leads to is decided upon again, each time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrms_vm.errors import ConfigError, RequestError
+from lrms_vm.fetch import Fetcher
+from lrms_vm.image import ImageEntry
+from lrms_vm.paths import Places
+from lrms_vm.store import write_durably
+
+if TYPE_CHECKING:
+    from lrms_vm.trust.verify import Claim, SignatureFiles
+
+MAX_BYTES = 64 << 10
+ASK_AGAIN_S = 300.0  # how long a good copy from a server is used without asking
+DGST_SUFFIXES = ("sha256", "sha384", "sha512", "sha1")
+_HEX = re.compile("[0-9a-f]{64}", re.ASCII)
+
+
+def fetch_files(entry: ImageEntry, *, fetch: Fetcher, deadline: float) -> SignatureFiles:
+    """Get the signature files: IMAGE.p7s, else IMAGE.sha256 (.sha384, .sha512, .sha1) with IMAGE.crt.
+
+    Raises `RequestError` "not-signed" when there are none, `SiteError` when the server does not answer.
+    """
+    if entry.signature_url is not None:
+        kind = _kind_of(entry.signature_url)
+        found = _small(entry.signature_url, fetch, deadline)
+        if found is not None:
+            return _files(kind, found, entry, fetch, deadline)
+        raise _unsigned(entry, entry.signature_url)
+    for suffix in ("p7s", *DGST_SUFFIXES):
+        found = _small(f"{entry.url}.{suffix}", fetch, deadline)
+        if found is not None:
+            return _files(suffix, found, entry, fetch, deadline)
+    raise _unsigned(entry, f"{entry.url}.p7s or .sha256")
+
+
+def copy_of(places: Places, entry: ImageEntry) -> tuple[SignatureFiles, float] | None:
+    """The last good copy and its age in seconds."""
+    from lrms_vm.trust.verify import SignatureFiles
+
+    path = _copy_path(places, entry)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            age_s = time.time() - os.fstat(fd).st_mtime
+            words = json.loads(file.read(4 * MAX_BYTES))
+        certificate = words["certificate"]
+        return SignatureFiles(
+            kind=words["kind"],
+            signature=base64.b64decode(words["signature"], validate=True),
+            digest_algorithm=words["digest_algorithm"],
+            certificate=None if certificate is None else base64.b64decode(certificate, validate=True),
+        ), abs(age_s)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # no copy, or none that can be read: ask the server
+
+
+def keep_copy(places: Places, entry: ImageEntry, files: SignatureFiles) -> None:
+    """Keep files whose claim was good. Raises `OSError`."""
+    certificate = files.certificate
+    words = {
+        "kind": files.kind,
+        "signature": base64.b64encode(files.signature).decode(),
+        "digest_algorithm": files.digest_algorithm,
+        "certificate": None if certificate is None else base64.b64encode(certificate).decode(),
+    }
+    write_durably(_copy_path(places, entry), json.dumps(words).encode())
+
+
+def image_key(files: SignatureFiles, claim: Claim) -> str:
+    """What the image is looked up and fetched by: the digest the claim gives, else the signature itself."""
+    if claim.signed_digest is not None:
+        return f"{claim.digest_algorithm}-{claim.signed_digest.hex()}"
+    parts = (files.kind.encode(), (files.digest_algorithm or "").encode(), files.signature, files.certificate or b"")
+    return "signature-" + hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in parts)).hexdigest()
+
+
+def sha256_of(places: Places, key: str) -> str | None:
+    """The sha256 (hex) of the image for a key, as far as this node knows."""
+    if key.startswith("sha256-"):
+        return key.removeprefix("sha256-")
+    try:
+        fd = os.open(places.signatures / f"{key}.ref", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, encoding="ascii", errors="replace") as file:
+            text = file.read(100)
+    except OSError:
+        return None
+    return text if _HEX.fullmatch(text) else None
+
+
+def keep_ref(places: Places, key: str, sha256: str) -> None:
+    """Remember `sha256_of`. Raises `OSError`."""
+    if not key.startswith("sha256-"):
+        write_durably(places.signatures / f"{key}.ref", sha256.encode())
+
+
+def _copy_path(places: Places, entry: ImageEntry) -> Path:
+    text = "\n".join([entry.url, entry.signature_url or "", entry.certificate_url or ""])
+    return places.signatures / (hashlib.sha256(text.encode()).hexdigest() + ".json")
+
+
+def _files(suffix: str, signature: bytes, entry: ImageEntry, fetch: Fetcher, deadline: float) -> SignatureFiles:
+    from lrms_vm.trust.verify import SignatureFiles
+
+    if suffix == "p7s":
+        return SignatureFiles(kind="cms", signature=signature, digest_algorithm=None, certificate=None)
+    certificate = _small(entry.certificate_url or f"{entry.url}.crt", fetch, deadline)
+    return SignatureFiles(kind="dgst", signature=signature, digest_algorithm=suffix, certificate=certificate)
+
+
+def _small(url: str, fetch: Fetcher, deadline: float) -> bytes | None:
+    """A side file's bytes; None when there is none."""
+    try:
+        return b"".join(fetch.fetch(url, max_bytes=MAX_BYTES, deadline=deadline))
+    except RequestError as error:
+        if error.code == "image-missing":
+            return None
+        if error.code == "image-too-large":
+            raise RequestError(
+                f"{url}: larger than {MAX_BYTES} bytes", hint="this is no signature file", code="signature-too-large"
+            ) from error
+        raise
+
+
+def _kind_of(url: str) -> str:
+    suffix = url.rpartition(".")[2]
+    if suffix != "p7s" and suffix not in DGST_SUFFIXES:
+        raise ConfigError(
+            f"{url}: cannot tell the kind of signature from its name",
+            hint="end it with .p7s, .sha256, .sha384, .sha512 or .sha1",
+            code="signature-kind-unknown",
+        )
+    return suffix
+
+
+def _unsigned(entry: ImageEntry, expected: str) -> RequestError:
+    return RequestError(
+        f"{entry.name}: the image is not signed: there is no {expected}",
+        hint="sign it with `lrms-vm image sign IMAGE`",
+        code="not-signed",
+    )

@@ -1,0 +1,255 @@
+"""The content-addressed store: store/sha256/ab/<hex>/{image,meta.json}. The name is the sha256 of the bytes.
+
+Names appear and disappear only under one lock (`changing`), held for moments. Readers take none: they write a lease,
+then read meta.json and compare the file's stamp with it. Removal goes the other way round, meta.json first, leases
+second; so either the reader finds no meta.json or the remover finds the lease.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrms_vm import lease as leasing
+from lrms_vm.errors import NodeError, SiteError
+from lrms_vm.hashing import ALGORITHMS
+from lrms_vm.paths import Places
+
+MAX_META_BYTES = 16 << 10
+HIDDEN = "meta.hidden"  # what meta.json is called while an eviction looks at the leases
+_HEX = re.compile("[0-9a-f]{64}", re.ASCII)
+_POLL_S = 0.05
+
+Stamp = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What was found out when the bytes came in. `digests` is by algorithm; sha256 is always there."""
+
+    digests: Mapping[str, bytes]
+    stamp: Stamp
+    stored_at: float  # time.time()
+    source: str
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stamp[2]
+
+
+def prepare(places: Places) -> None:
+    """Make and check our directories: real directories, ours, writable by nobody else. Raises `NodeError`."""
+    open_to_all = (places.state_dir, places.store, places.store / "sha256")
+    ours_only = (places.ingest, places.cache_locks, places.leases, places.signatures, places.quarantine)
+    try:
+        for path in (*open_to_all, *ours_only):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o755 if path in open_to_all else 0o700, parents=path == places.state_dir)
+            status = path.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+                raise NodeError(
+                    f"{path}: owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected a real directory, "
+                    "writable by its owner alone",
+                    hint="a cache elsewhere is named by state_dir, not by a symbolic link",
+                    code="state-unsafe",
+                )
+    except OSError as error:
+        raise NodeError(f"{error.filename}: cannot make: {error.strerror}", code="state-unwritable") from error
+
+
+def entry_dir(places: Places, sha256: str) -> Path:
+    """Where an image lives. `sha256` is hex: nothing else ever becomes part of a path."""
+    if _HEX.fullmatch(sha256) is None:
+        raise NodeError(f"{sha256[:80]!r} is not a sha256 in hex", code="digest-unreadable")
+    return places.store / "sha256" / sha256[:2] / sha256
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What changes when anybody writes to the file: a write cannot put ctime back (inode(7))."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def healthy(places: Places, sha256: str) -> Meta | None:
+    """The image's `Meta` if its file is as it was left; None if it is absent or was touched. O(1), no lock."""
+    directory = entry_dir(places, sha256)
+    meta = read_meta(directory)
+    if meta is None or meta.digests["sha256"].hex() != sha256:
+        return None
+    try:
+        fd = os.open(directory / "image", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None  # a link, or gone: the cold path finds out which
+    try:
+        status = os.fstat(fd)
+    finally:
+        os.close(fd)
+    safe = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o222
+    return meta if safe and stamp_of(status) == meta.stamp else None
+
+
+def read_meta(directory: Path, name: str = "meta.json") -> Meta | None:
+    """Read and check; None when absent or damaged: an entry that cannot prove itself is not believed."""
+    try:
+        fd = os.open(directory / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            words = json.loads(file.read(MAX_META_BYTES))
+        device, inode, size, mtime, ctime = (int(n) for n in words["stamp"])
+        digests = {str(name): bytes.fromhex(text) for name, text in words["digests"].items() if name in ALGORITHMS}
+        if words["version"] != 1 or "sha256" not in digests:
+            return None
+        return Meta(digests, (device, inode, size, mtime, ctime), float(words["stored_at"]), str(words["source"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_meta(directory: Path, meta: Meta) -> None:
+    """Atomically and durably, 0644. Raises `OSError`."""
+    words = {
+        "version": 1,
+        "digests": {name: digest.hex() for name, digest in meta.digests.items()},
+        "stamp": list(meta.stamp),
+        "stored_at": meta.stored_at,
+        "source": meta.source,
+    }
+    write_durably(directory / "meta.json", json.dumps(words).encode(), 0o644)
+
+
+def write_durably(path: Path, text: bytes, mode: int = 0o600) -> None:
+    """Replace a file: after a crash it is the old one or the new one, whole. Raises `OSError`."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    fresh.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """A name is durable only when its directory is (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, deadline: float) -> Iterator[None]:
+    """Hold an exclusive flock; the file is never unlinked, so that all who wait wait for the same one.
+
+    Raises `SiteError` naming the holder when `deadline` passes.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(f"{path}: cannot open: {error.strerror}", code="state-unwritable") from error
+    try:
+        while not _try_lock(fd):
+            if time.monotonic() > deadline:
+                holder = os.pread(fd, 100, 0).decode("ascii", "replace").strip() or "unknown"
+                raise SiteError(
+                    f"{path.name}: another fetch of this image (process {holder}) has not ended in time",
+                    hint="try again later",
+                    code="cache-busy",
+                )
+            time.sleep(_POLL_S)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def changing(places: Places, *, deadline: float) -> Iterator[None]:
+    """The only time names in the store, in ingest and in quarantine change."""
+    with locked(places.cache_locks / "store.lock", deadline=deadline):
+        yield
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def refuse_writers(path: Path) -> str:
+    """Make sure that nobody has the file open for writing; return a note where the file system cannot tell.
+
+    A read lease is granted only when there is no writer (fcntl(2), F_SETLEASE). It matters: a second store to a page
+    that is mapped and already dirty does not change ctime. Raises `NodeError`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)  # should somebody open it this moment: SIGIO would end us
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK):
+            return f"the file system below {path.parent} has no leases: cannot prove that nobody is writing"
+        raise NodeError(f"{path}: another process has it open for writing", code="image-writer") from error
+    finally:
+        os.close(fd)
+    return ""
+
+
+def publish(places: Places, part: Path, sha256: str) -> None:
+    """Give a finished part its name, durably. Caller holds `changing`; nothing has that name. Raises `OSError`."""
+    target = entry_dir(places, sha256)
+    target.parent.mkdir(mode=0o755, exist_ok=True)
+    part.chmod(0o755)
+    part.rename(target)
+    sync_directory(target.parent)
+    sync_directory(target.parent.parent)
+
+
+def quarantine(places: Places, sha256: str) -> None:
+    """Take an entry out of service, keeping the newest for whoever wants to know. Caller holds `changing`."""
+    target = places.quarantine / sha256
+    shutil.rmtree(target, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        entry_dir(places, sha256).rename(target)
+
+
+def remove(places: Places, sha256: str) -> bool:
+    """Remove an entry unless a job holds it; True when it is gone. Caller holds `changing`. Raises `OSError`."""
+    directory = entry_dir(places, sha256)
+    with contextlib.suppress(FileNotFoundError):
+        (directory / "meta.json").rename(directory / HIDDEN)
+    if sha256 in {lease.sha256 for lease in leasing.leases(places)}:
+        show(directory)
+        return False
+    trash = places.ingest / f"{sha256}.trash"
+    shutil.rmtree(trash, ignore_errors=True)
+    directory.rename(trash)
+    shutil.rmtree(trash)
+    return True
+
+
+def show(directory: Path) -> None:
+    """Undo an eviction that found a lease, or that a crash cut short."""
+    with contextlib.suppress(FileNotFoundError):
+        (directory / HIDDEN).rename(directory / "meta.json")
+
+
+def stored(places: Places) -> Iterator[str]:
+    """The sha256 of every entry, sound or not. The directory is the index: there is no other."""
+    for directory in sorted((places.store / "sha256").glob("[0-9a-f][0-9a-f]/*")):
+        if _HEX.fullmatch(directory.name) and directory.parent.name == directory.name[:2]:
+            yield directory.name

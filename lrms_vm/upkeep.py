@@ -1,0 +1,151 @@
+"""What is done to stored images outside a job: list, clean after crashes, make room, read all of them again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrms_vm import ingest, store
+from lrms_vm import lease as leasing
+from lrms_vm.errors import NodeError
+from lrms_vm.hashing import hash_fd
+from lrms_vm.paths import Places
+
+LOCK_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored image, as `lrms-vm cache list` shows it."""
+
+    sha256: str
+    size_bytes: int
+    disk_bytes: int  # what it takes: holes take nothing
+    stored_at: float  # time.time(); 0 for an entry that does not prove itself
+    last_used_at: float
+    source: str
+    held_by: tuple[str, ...]  # job keys
+    sound: bool  # as it was left; otherwise it is read again before it is used
+
+
+def entries(places: Places) -> list[Entry]:
+    """Every stored image, the most recently used first. Raises `NodeError`."""
+    holders: dict[str, list[str]] = {}
+    try:
+        for lease in leasing.leases(places):
+            holders.setdefault(lease.sha256, []).append(lease.key)
+        found = [_entry(places, sha256, tuple(holders.get(sha256, ()))) for sha256 in store.stored(places)]
+    except OSError as error:
+        raise NodeError(f"{places.store}: cannot read: {error.strerror}", code="cache-unreadable") from error
+    return sorted((e for e in found if e is not None), key=lambda e: -e.last_used_at)
+
+
+def _entry(places: Places, sha256: str, held_by: tuple[str, ...]) -> Entry | None:
+    directory = store.entry_dir(places, sha256)
+    try:
+        image = (directory / "image").lstat()
+    except FileNotFoundError:
+        return None
+    meta = store.healthy(places, sha256)
+    used = (directory / "meta.json").lstat().st_mtime if meta is not None else 0.0
+    return Entry(
+        sha256=sha256,
+        size_bytes=image.st_size,
+        disk_bytes=image.st_blocks * 512,
+        stored_at=meta.stored_at if meta else 0.0,
+        last_used_at=used,
+        source=meta.source if meta else "",
+        held_by=held_by,
+        sound=meta is not None,
+    )
+
+
+def clean(places: Places, *, live: Container[str] | None = None) -> list[str]:
+    """Remove what crashes left: unlocked partials, stale leases, entries without an image; return what was removed.
+
+    `live`: the job keys the caller knows to be alive, whose leases stay whatever they look like. Raises `NodeError`.
+    """
+    store.prepare(places)
+    try:
+        removed = [f"lease {key}" for key in leasing.remove_stale(places, live=() if live is None else live)]
+        with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+            removed += [f"partial {name}" for name in ingest.remove_abandoned(places)]
+            for sha256 in list(store.stored(places)):
+                directory = store.entry_dir(places, sha256)
+                store.show(directory)
+                if not (directory / "image").exists() and store.remove(places, sha256):
+                    removed.append(f"entry {sha256}")
+    except OSError as error:
+        raise NodeError(f"{error.filename}: cannot clean: {error.strerror}", code="cache-unwritable") from error
+    return removed
+
+
+def evict(places: Places, max_bytes: int) -> list[str]:
+    """Remove what is in quarantine, then the least recently used images, until at most `max_bytes` are taken.
+
+    An image that a job holds stays. Returns the sha256 of what was removed. Raises `NodeError`.
+    """
+    store.prepare(places)
+    removed = []
+    try:
+        with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+            for path in places.quarantine.iterdir():
+                shutil.rmtree(path)
+            stored = entries(places)
+            taken = sum(entry.disk_bytes for entry in stored)
+            for entry in reversed(stored):
+                if taken <= max_bytes:
+                    break
+                if store.remove(places, entry.sha256):
+                    taken -= entry.disk_bytes
+                    removed.append(entry.sha256)
+    except OSError as error:
+        raise NodeError(f"{error.filename}: cannot remove: {error.strerror}", code="cache-unwritable") from error
+    return removed
+
+
+def verify(places: Places, sha256: str) -> bool:
+    """Read all of a stored image; put it aside and return False if it is not what its name says.
+
+    Raises `NodeError`. A running guest keeps the file it has open.
+    """
+    directory = store.entry_dir(places, sha256)
+    meta = store.read_meta(directory)
+    proven = rehash(directory, {"sha256", *(meta.digests if meta else ())})
+    good = proven is not None and proven.digests["sha256"].hex() == sha256
+    with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+        if not os.path.lexists(directory):
+            return True  # evicted meanwhile: nothing wrong is left
+        try:
+            if proven is not None and good:
+                if meta is None or proven.stamp != meta.stamp:
+                    store.write_meta(directory, proven)
+            else:
+                store.quarantine(places, sha256)
+        except OSError as error:
+            raise NodeError(f"{directory}: {error.strerror}", code="cache-unwritable") from error
+    return good
+
+
+def rehash(directory: Path, algorithms: set[str]) -> store.Meta | None:
+    """Read all of a stored image; None when it cannot be a good one whatever its bytes are."""
+    try:
+        store.refuse_writers(directory / "image")
+        fd = os.open(directory / "image", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            before = os.fstat(fd)
+            if before.st_uid != os.geteuid() or before.st_mode & 0o222:
+                return None
+            digests = hash_fd(fd, before.st_size, algorithms)
+            same = store.stamp_of(os.fstat(fd)) == store.stamp_of(before)
+        finally:
+            os.close(fd)
+    except (OSError, NodeError):
+        return None  # a link, gone, unreadable, or somebody writes to it
+    old = store.read_meta(directory)
+    stored_at, source = (old.stored_at, old.source) if old else (time.time(), "")
+    return store.Meta(digests, store.stamp_of(before), stored_at, source) if same else None
