@@ -8,7 +8,7 @@ from pathlib import Path
 from lrms_vm.anchors import read_anchors
 from lrms_vm.config import Config, read_trusted
 from lrms_vm.decision import Decision
-from lrms_vm.fetch import default_fetcher
+from lrms_vm.fetch import Fetch
 from lrms_vm.guest import Hypervisor, Libvirt
 from lrms_vm.lifecycle import Actors
 from lrms_vm.trust.policy import parse_policy
@@ -23,7 +23,7 @@ def actors(config: Config) -> Actors:
     policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
     return Actors(
         hypervisor=hypervisor(config),
-        fetch=default_fetcher(),
+        fetch=Fetch(),
         decision=Decision(policy, read_anchors(Path(policy.ca_dir))),
         python=sys.executable,
     )

@@ -22,7 +22,7 @@ import pytest
 from lrms_vm import config as configuration
 from lrms_vm import lifecycle, record, teardown
 from lrms_vm.errors import NodeError
-from lrms_vm.fetch import default_fetcher
+from lrms_vm.fetch import Fetch
 from lrms_vm.lifecycle import Actors
 from lrms_vm.request import Allocation, Request, parse_request
 from lrms_vm.trust.verify import Claim, Endorsement
@@ -58,7 +58,7 @@ class DirectoryHypervisor:
     def usable(self, kind: str, *, deadline: float) -> bool:
         return True
 
-    def native_config(self, xml: str, *, format: str, deadline: float) -> str:
+    def native_config(self, xml: str, format_: str, *, deadline: float) -> str:
         return xml
 
 
@@ -130,7 +130,7 @@ class Site:
 
     def prologue(self, on_note: Callable[[str], None] | None = None) -> None:
         actors = Actors(
-            hypervisor=self.hypervisor, fetch=default_fetcher(), decision=AcceptingDecision(),  # type: ignore[arg-type]
+            hypervisor=self.hypervisor, fetch=Fetch(), decision=AcceptingDecision(),  # type: ignore[arg-type]
             python=sys.executable, on_note=on_note,
         )  # fmt: skip
         with teardown.locked(self.config.places, self.allocation.key, deadline=time.monotonic() + 5):
