@@ -38,12 +38,16 @@ class Cluster:
 
     # -- up and down
 
+    def prepare(self) -> None:
+        """Directories and users: what installing and building need."""
+        _forget_before_boot(self.layout)
+        _make_directories(self.layout)
+        users.make(self.layout)
+
     def start(self) -> None:
         """Bring everything up and wait until both nodes are idle. What runs already stays. Raises `DemoError`."""
         layout = self.layout
-        _forget_before_boot(layout)
-        _make_directories(layout)
-        users.make(layout)
+        self.prepare()
         _write_configuration(layout)
         hypervisor.start(layout)
         for node in NODES:

@@ -66,6 +66,11 @@ class Layout:
         return self.base / "cache"
 
     @property
+    def ca(self) -> Path:
+        """The throw-away certificate authority: its directory of certificates and CRLs, and the keys of its people."""
+        return self.base / "ca"
+
+    @property
     def directories(self) -> tuple[Path, ...]:
         """Directories everybody may enter and read."""
         return (self.etc, self.run, self.log, self.state, self.opt, self.images, self.cache)

@@ -20,8 +20,8 @@ from demo import leftovers, site, timeline, users, validation
 from demo.cluster import Cluster
 from demo.jobs import JobInfo
 from demo.layout import CHECKOUT, NODES, USER, Layout, default_base
-from demo.progress import Waiting, elapsed_s, say, step
 from demo.programs import DemoError, run
+from demo.progress import Waiting, elapsed_s, say, step
 from demo.validation import Validation
 
 IMAGE = "hep-jets"

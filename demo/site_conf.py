@@ -68,7 +68,7 @@ def lrms_vm_toml(layout: Layout, node: str, *, hypervisor: str, kernel: SiteKern
 
 def trust_toml(layout: Layout, builders: Sequence[Builder], *, images: Sequence[str]) -> str:
     """Who may build, and who may run: only `USER`, only what these builders signed."""
-    lines = ["version = 1", "", "[defaults]", f"ca_dir = {json.dumps(str(layout.etc / 'ca'))}"]
+    lines = ["version = 1", "", "[defaults]", f"ca_dir = {json.dumps(str(layout.ca / 'certificates'))}"]
     for builder in builders:
         lines += [
             "",

@@ -1,0 +1,95 @@
+"""The demo's site: package, images, certificates and configuration, each made only when it is not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from demo import package
+from demo.ca import BUILDER_DN, CA_DN, make_demo_ca
+from demo.cluster import Cluster
+from demo.layout import CHECKOUT, NODES, Layout
+from demo.programs import run
+from demo.progress import step
+from demo.site_conf import Builder, SiteKernel, lrms_vm_toml, trust_toml
+
+KERNEL = "debian"
+BUILD_TIMEOUT_S = 1800
+
+
+def bring_up(cluster: Cluster, names: Sequence[str]) -> None:
+    """Everything a job with one of these images needs, up to two idle nodes. Raises `DemoError`."""
+    layout = cluster.layout
+    with step("directories and users"):
+        cluster.prepare()
+    with step("package installed for everybody"):
+        package.install(layout)
+    for name in ["kernel", *names]:
+        with step(f"image {name} built"):
+            build(layout, name)
+    with step("certificate authority; images signed"):
+        make_demo_ca(layout.ca)
+        for name in names:
+            if not _signed(layout, image_path(layout, name)):
+                sign(layout, image_path(layout, name), who="builder")
+    with step("cluster up, two nodes idle"):
+        configure(layout)
+        cluster.start()
+
+
+def image_path(layout: Layout, name: str) -> Path:
+    return layout.images / f"{name}.raw"
+
+
+def signature_path(image: Path) -> Path:
+    return image.with_name(image.name + ".p7s")
+
+
+def build(layout: Layout, name: str) -> None:
+    """By the product's own builder, whose cache makes the second time short."""
+    recipe = CHECKOUT / "images" / f"{name}.toml"
+    argv = [layout.command, "image", "build", recipe, "--output", image_path(layout, name)]
+    run(argv, timeout_s=BUILD_TIMEOUT_S, pip=True)
+
+
+def sign(layout: Layout, image: Path, *, who: str) -> None:
+    """With the key of `who` of the demo's authority: "builder" or "stranger"."""
+    keys = ["--cert", layout.ca / f"{who}.crt", "--key", layout.ca / f"{who}.key"]
+    run([layout.command, "image", "sign", image, *keys], timeout_s=300)
+
+
+def _signed(layout: Layout, image: Path) -> bool:
+    """Whether the signature is of this image by the present builder: neither was made again since."""
+    signature = signature_path(image)
+    if not signature.exists():
+        return False
+    newest = max(image.stat().st_mtime, (layout.ca / "builder.crt").stat().st_mtime)
+    return signature.stat().st_mtime >= newest
+
+
+def configure(layout: Layout) -> None:
+    """Write each node's lrms_vm.toml and the policy: every image that is there is in the site's list."""
+    images = {path.stem: path for path in sorted(layout.images.glob("*.raw")) if not path.stem.startswith("test-")}
+    hypervisor = os.environ.get("LRMS_VM_DEMO_HYPERVISOR", "qemu")  # emulation is said, never fallen back to
+    for node in NODES:
+        text = lrms_vm_toml(layout, node, hypervisor=hypervisor, kernel=site_kernel(layout), images=images)
+        layout.config(node).write_text(text)
+    builder = Builder("demo-builder", issuer=CA_DN, subject=BUILDER_DN)
+    (layout.etc / "trust.toml").write_text(trust_toml(layout, [builder], images=["*"]))
+
+
+def site_kernel(layout: Layout) -> SiteKernel:
+    vmlinuz, initrd = layout.images / "vmlinuz", layout.images / "initrd.img"
+    return SiteKernel(KERNEL, vmlinuz, initrd, _sha256(vmlinuz), _sha256(initrd))
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Holes stay holes."""
+    run(["cp", "--sparse=always", source, target], timeout_s=120)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""What Slurm sends reaches the payload, and in the end everything goes. Three guests at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from demo.cluster import Cluster
+from demo.slurm_conf import KILL_WAIT_S
+from tests.integration.slurm.conftest import Desk, make_desk
+
+pytestmark = pytest.mark.guest
+
+SMALL = ("--mem=700", "--vm-image=minimal")
+# `sleep` in the background: a shell runs its traps only between commands.
+IDLE = "while :; do sleep 0.2 & wait $!; done\n"
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster) -> Iterator[tuple[Desk, dict[str, int]]]:
+    desk = make_desk(cluster, "signals")
+    ids = {
+        "limit": desk.sbatch(
+            *SMALL, "--time=2", "--signal=B:USR1@90",
+            script="trap 'echo soon >> limit-usr1' USR1; trap 'echo term >> limit-term; exit 9' TERM; echo up > limit-up\n" + IDLE,
+        ),
+        "polite": desk.sbatch(
+            *SMALL, "--time=10",
+            script="trap 'echo usr1 >> polite-usr1' USR1; trap 'sleep 1; echo cleaned > polite-term; exit 0' TERM; echo up > polite-up\n" + IDLE,
+        ),
+        "stubborn": desk.sbatch(
+            *SMALL, "--time=10", script="trap 'echo ignored > stubborn-term' TERM; echo up > stubborn-up\n" + IDLE
+        ),
+    }  # fmt: skip
+    yield desk, ids
+    for job_id in ids.values():
+        desk.user.cancel(job_id)
+
+
+def test_a_signal_to_the_batch_script_arrives(jobs: tuple[Desk, dict[str, int]]) -> None:
+    desk, ids = jobs
+    desk.written("polite-up")
+    desk.user.cancel(ids["polite"], "--batch", "--signal=USR1")
+    assert desk.written("polite-usr1", timeout_s=30) == "usr1\n"
+    desk.user.cancel(ids["polite"], "--batch", "--signal=USR1")
+    time.sleep(1)
+    assert (desk.directory / "polite-usr1").read_text() == "usr1\nusr1\n"
+
+
+def test_a_cancelled_payload_can_clean_up(jobs: tuple[Desk, dict[str, int]]) -> None:
+    desk, ids = jobs
+    desk.written("polite-up")
+    desk.user.cancel(ids["polite"])
+    assert desk.written("polite-term", timeout_s=KILL_WAIT_S) == "cleaned\n"
+    assert desk.end(ids["polite"], timeout_s=60).state == "CANCELLED"
+
+
+def test_a_payload_that_ignores_term_is_killed_after_kill_wait(jobs: tuple[Desk, dict[str, int]]) -> None:
+    desk, ids = jobs
+    desk.written("stubborn-up")
+    start = time.monotonic()
+    desk.user.cancel(ids["stubborn"])
+    assert desk.end(ids["stubborn"], timeout_s=90).state == "CANCELLED"
+    assert time.monotonic() - start > KILL_WAIT_S - 2
+    assert (desk.directory / "stubborn-term").read_text() == "ignored\n"
+
+
+def test_the_time_limit_warns_then_ends(jobs: tuple[Desk, dict[str, int]]) -> None:
+    desk, ids = jobs
+    job = desk.end(ids["limit"], timeout_s=400)
+    assert job.state == "TIMEOUT"
+    assert (desk.directory / "limit-usr1").read_text() == "soon\n"
+    assert (desk.directory / "limit-term").read_text() == "term\n"
+
+
+def test_cancelled_while_it_boots(desk: Desk) -> None:
+    job_id = desk.sbatch(*SMALL, script="echo never\n")
+    node = desk.started(job_id)
+    deadline = time.monotonic() + 60
+    while not desk.layout.places(node).verdict(f"slurm-{job_id}.{node}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    desk.user.cancel(job_id)
+    job = desk.end(job_id, timeout_s=60)
+    assert job.state == "CANCELLED"
+    assert "never" not in job.output()
