@@ -19,23 +19,37 @@ class DemoError(Exception):
     """Something the demo needs did not work; the text says what and where to look."""
 
 
-def run(argv: Sequence[str | Path], *, timeout_s: float = 60, cwd: Path | None = None, pip: bool = False) -> str:
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float = 60,
+    cwd: Path | None = None,
+    pip: bool = False,
+    show: bool = False,
+) -> str:
     """Run a program to its end; return its stdout. Raises `DemoError` with the end of what it said.
 
     `pip`: the program may use the network through the settings of whoever called us (proxies, package mirrors).
+    `show`: its stderr, where it tells how far it is, goes to ours as it comes.
     """
     words = [str(word) for word in argv]
     environment = {**os.environ, **ENVIRONMENT} if pip else ENVIRONMENT
     try:
         done = subprocess.run(
-            words, capture_output=True, timeout=timeout_s, cwd=cwd, env=environment, stdin=subprocess.DEVNULL
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
+            timeout=timeout_s,
+            cwd=cwd,
+            env=environment,
         )
     except subprocess.TimeoutExpired as error:
         raise DemoError(f"no end within {timeout_s:.0f} s: {' '.join(words)}") from error
     except OSError as error:
         raise DemoError(f"{words[0]}: {error.strerror}; is it installed? (make prerequisites)") from error
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip()).decode("utf-8", "replace")[-2000:]
+        said = ((done.stderr or b"").strip() or done.stdout.strip()).decode("utf-8", "replace")[-2000:]
         raise DemoError(f"exit {done.returncode} from: {' '.join(words)}\n{said}")
     return done.stdout.decode("utf-8", "replace")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,14 +49,18 @@ def signature_path(image: Path) -> Path:
 def build(layout: Layout, name: str) -> None:
     """By the product's own builder, whose cache makes the second time short."""
     recipe = CHECKOUT / "images" / f"{name}.toml"
-    argv = [layout.command, "image", "build", recipe, "--output", image_path(layout, name)]
-    run(argv, timeout_s=BUILD_TIMEOUT_S, pip=True)
+    run(
+        [layout.command, "image", "build", recipe, "--output", layout.images],
+        timeout_s=BUILD_TIMEOUT_S,
+        pip=True,
+        show=True,
+    )
 
 
 def sign(layout: Layout, image: Path, *, who: str) -> None:
     """With the key of `who` of the demo's authority: "builder" or "stranger"."""
-    keys = ["--cert", layout.ca / f"{who}.crt", "--key", layout.ca / f"{who}.key"]
-    run([layout.command, "image", "sign", image, *keys], timeout_s=300)
+    cert, key = layout.ca / f"{who}.crt", layout.ca / f"{who}.key"
+    run([layout.command, "image", "sign", image, "--cert", cert, "--key", key], timeout_s=300)
 
 
 def _signed(layout: Layout, image: Path) -> bool:
@@ -81,15 +84,18 @@ def configure(layout: Layout) -> None:
 
 
 def site_kernel(layout: Layout) -> SiteKernel:
-    vmlinuz, initrd = layout.images / "vmlinuz", layout.images / "initrd.img"
-    return SiteKernel(KERNEL, vmlinuz, initrd, _sha256(vmlinuz), _sha256(initrd))
+    """What the build of the kernel says of itself."""
+    facts = json.loads((layout.images / "kernel.json").read_text())
+    return SiteKernel(
+        KERNEL,
+        vmlinuz=layout.images / facts["vmlinuz"],
+        initrd=layout.images / facts["initrd"],
+        vmlinuz_sha256=facts["vmlinuz_sha256"],
+        initrd_sha256=facts["initrd_sha256"],
+        cmdline=facts["cmdline"],
+    )
 
 
 def copy_sparse(source: Path, target: Path) -> None:
     """Holes stay holes."""
     run(["cp", "--sparse=always", source, target], timeout_s=120)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

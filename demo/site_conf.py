@@ -19,6 +19,7 @@ class SiteKernel:
     initrd: Path
     vmlinuz_sha256: str
     initrd_sha256: str
+    cmdline: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def lrms_vm_toml(layout: Layout, node: str, *, hypervisor: str, kernel: SiteKern
             ("initrd", kernel.initrd),
             ("vmlinuz_sha256", kernel.vmlinuz_sha256),
             ("initrd_sha256", kernel.initrd_sha256),
+            ("cmdline", kernel.cmdline),
         )
     ]
     for name, path in images.items():

@@ -15,18 +15,19 @@ PACKAGE = Path(__file__).parent.parent / "lrms_vm"
 # Values in, values out: no disk, no program, no clock, no network.
 _PURE = """
     errors units image paths request
-    lrms.slurm_notation lrms.base lrms.slurm lrms.local lrms
+    lrms.base lrms.slurm lrms.local lrms
     trust.names trust.dn trust.der trust.digests trust.policy trust.x509 trust.cms trust.dgst trust.verify trust
-    verdict domain
+    verdict environment srun_options xml_check domain
+    recipe apt_sources guest_system initrd
 """
 _EFFECTS = """
     config command account record journal
     anchors decision resolve
-    fetch_http fetch cache
-    keys signing seed overlay
-    guest channel shares srun attach payload
+    fetch_http fetch hashing lease store sidefiles ingest upkeep cache
+    keys signing overlay seed
+    guest channel share attach srun_service payload
     lifecycle teardown slurm_node node submit
-    recipe build image_build checks install
+    build checks install
     cli __main__
 """
 PURE = _PURE.split()
