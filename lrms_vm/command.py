@@ -36,9 +36,12 @@ def run(
     identity: Identity | None = None,
     stdin: bytes | None = None,
     cwd: str = "/",
+    umask: int = 0o077,
 ) -> bytes:
     """Run to the end; return stdout. Raises `NodeError` with a line one can paste when it fails or takes too long."""
-    process = _start(argv, environment, identity, subprocess.PIPE if stdin is not None else subprocess.DEVNULL, cwd)
+    process = _start(
+        argv, environment, identity, subprocess.PIPE if stdin is not None else subprocess.DEVNULL, cwd, umask=umask
+    )
     try:
         out, err = process.communicate(stdin, timeout=max(timeout_s, 0.01))
     except subprocess.TimeoutExpired as error:
@@ -110,6 +113,7 @@ def _start(
     stdin: int,
     cwd: str,
     preexec: Callable[[], None] | None = None,
+    umask: int = 0o077,
 ) -> subprocess.Popen[bytes]:
     detached = preexec is not None
     try:
@@ -122,7 +126,7 @@ def _start(
             cwd=cwd,
             start_new_session=True,
             close_fds=True,
-            umask=0o077,
+            umask=umask,
             user=identity.uid if identity else None,
             group=identity.gid if identity else None,
             extra_groups=identity.groups if identity else None,
