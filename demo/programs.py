@@ -33,7 +33,8 @@ def run(
     `show`: its stderr, where it tells how far it is, goes to ours as it comes.
     """
     words = [str(word) for word in argv]
-    environment = {**os.environ, **ENVIRONMENT} if pip else ENVIRONMENT
+    callers = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment = {**callers, **ENVIRONMENT} if pip else ENVIRONMENT
     try:
         done = subprocess.run(
             words,
