@@ -57,7 +57,7 @@ class Cluster:
         for daemon in self.daemons():
             daemon.start()
         try:
-            wait_until("both nodes idle", self._idle, timeout_s=30)
+            wait_until("both nodes in service", self._in_service, timeout_s=30)
         except DemoError as error:
             raise DemoError(f"{error}; see {layout.log}: " + self._last_words()) from error
 
@@ -149,8 +149,14 @@ class Cluster:
 
     # -- inside
 
-    def _idle(self) -> bool:
-        return all(self.node_state(node)[0].startswith(("IDLE", "MIXED", "ALLOC")) for node in NODES)
+    def _in_service(self) -> bool:
+        """Looks, and takes back what an earlier run left drained."""
+        states = {node: self.node_state(node)[0] for node in NODES}
+        for node, state in states.items():
+            registered = "*" not in state and "UNKNOWN" not in state
+            if registered and ("DRAIN" in state or "DOWN" in state):
+                jobs.control(self.layout, "update", f"nodename={node}", "state=resume")
+        return all(state in ("IDLE", "MIXED", "ALLOCATED") for state in states.values())
 
     def _end_jobs(self) -> list[str]:
         try:

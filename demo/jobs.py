@@ -163,11 +163,11 @@ def wait(
 
 
 def node_state(layout: Layout, node: str) -> tuple[str, str]:
-    """A node's state ("IDLE", "IDLE+DRAIN", ...) and the reason an administrator would read."""
+    """A node's state ("IDLE", "IDLE+DRAIN", "DOWN*": does not answer, ...) and the reason an administrator would read."""
     text = control(layout, "show", "node", "-o", node)
     state = re.search(r"\bState=(\S+)", text)
     reason = re.search(r"\bReason=(.*?)(?= \w+=|\s*$)", text)
-    return (state[1].rstrip("*") if state else "", reason[1] if reason else "")
+    return (state[1] if state else "", reason[1] if reason else "")
 
 
 def control(layout: Layout, *words: str) -> str:

@@ -31,7 +31,11 @@ def make_outside(layout: Layout) -> Path:
     stamp = venv / "requirements"
     if not stamp.exists() or stamp.read_text() != wanted:
         run(["/usr/bin/python3", "-m", "venv", venv], timeout_s=120)
-        run([venv / "bin" / "pip", "install", "-q", "-r", JETS / "requirements.txt"], timeout_s=900, pip=True)
+        run(
+            [venv / "bin" / "pip", "install", "-q", "--no-deps", "-r", JETS / "requirements.txt"],
+            timeout_s=900,
+            pip=True,
+        )
         stamp.write_text(wanted)
     return venv / "bin" / "python"
 
