@@ -36,8 +36,13 @@ def program(argv: Sequence[str], environment: Mapping[str, str] | None = None) -
     """An action that runs a program to its end and fails if it does."""
 
     def run() -> None:
-        subprocess.run(argv, check=True, env=dict(environment) if environment is not None else None,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            argv,
+            check=True,
+            env=dict(environment) if environment is not None else None,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
 
     return run
 
