@@ -1,0 +1,98 @@
+"""`lrms-vm exec` and `lrms-vm attach`: the halves of a job that run as its user. Not for typing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from pathlib import Path
+
+from lrms_vm.errors import GuestLost, NodeError, RequestError
+from lrms_vm.verdict import REFUSED, Verdict, read_verdict
+
+MAX_VERDICT_BYTES = 1 << 20
+MAX_ENVIRONMENT_BYTES = 16 << 20
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    payload = verbs.add_parser(
+        "exec",
+        description="Runs the payload in the job's guest: the batch system's plugin calls it in place of the payload.",
+        epilog="example:\n  lrms-vm exec --verdict /run/lrms_vm/verdicts/slurm-7.n1.json -- /bin/hostname",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    payload.add_argument("--verdict", required=True, type=Path, help="the root-owned file of the prologue")
+    payload.add_argument("--script", action="store_true", help="the command is a script of this node: copy it in")
+    payload.add_argument("--env-fd", type=int, metavar="N", help="read the job's environment (NUL-terminated) there")
+    payload.add_argument("--timing", type=Path, metavar="FILE", help="write the payload's times, in ms, as JSON")
+    payload.add_argument("command", nargs="+", metavar="-- COMMAND")
+    payload.set_defaults(run=_exec)
+    attach = verbs.add_parser(
+        "attach",
+        description="Connects the job's user to the guest: the prologue starts it.",
+        epilog="example:\n  lrms-vm attach --verdict /run/lrms_vm/verdicts/slurm-7.n1.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    attach.add_argument("--verdict", required=True, type=Path, help="the root-owned file of the prologue")
+    attach.set_defaults(run=_attach)
+
+
+def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> tuple[Verdict, float]:
+    """The verdict, and when it was written (time.time()).
+
+    Believed only if `owner` (root) wrote it and nobody else can, and it is about us. Raises `NodeError` for anything
+    else: where a guest was asked for and there is no verdict, nothing runs.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise NodeError(f"{path}: no verdict to go by: {error.strerror}", code="verdict-missing") from error
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != owner or status.st_mode & 0o022:
+            raise NodeError(f"{path}: not a file that only root can write; not believed", code="verdict-unsafe")
+        verdict = read_verdict(file.read(MAX_VERDICT_BYTES), source=str(path))
+    if verdict.uid != (os.getuid() if uid is None else uid):
+        raise RequestError(f"{path}: this job belongs to user {verdict.uid}", code="verdict-not-ours")
+    return verdict, status.st_mtime
+
+
+def _exec(args: argparse.Namespace) -> int:
+    from lrms_vm import environment, payload
+    from lrms_vm.paths import JobPlaces
+
+    verdict, written_at = believe(args.verdict)
+    if verdict.state == REFUSED:
+        print(f"lrms-vm: {verdict.message}{f' ({verdict.hint})' if verdict.hint else ''}", file=sys.stderr)
+        return verdict.exit_code
+    # As we were given it: Python's own start adds an LC_CTYPE (PEP 538)
+    with open("/proc/self/environ" if args.env_fd is None else args.env_fd, "rb") as file:
+        job_environment = environment.parse(file.read(MAX_ENVIRONMENT_BYTES))
+    job = JobPlaces(run=Path(verdict.job_dir), disk=Path(verdict.job_dir))
+    try:
+        result = payload.run(
+            verdict,
+            args.command,
+            user=job.user,
+            job_environment=job_environment,
+            script=args.script,
+            booting_since=written_at,
+            timing=args.timing,
+        )
+    except GuestLost:
+        print("lrms-vm: the end of the guest's console:", file=sys.stderr)
+        for line in payload.console_tail(job.console):
+            print(f"  | {line}", file=sys.stderr)
+        raise
+    if result.signal is not None:
+        payload.die_by(result.signal)
+    return result.exit_code if result.exit_code is not None else GuestLost.exit_code
+
+
+def _attach(args: argparse.Namespace) -> int:
+    from lrms_vm.attach import attach
+
+    verdict, _ = believe(args.verdict)
+    attach(verdict)
+    return 0

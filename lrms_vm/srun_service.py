@@ -1,0 +1,271 @@
+"""The host's side of `srun` inside a guest: runs the real one, in the job's step, as the job's user.
+
+A process of its own per task, one more per srun. The real srun gets the job's original environment and none of the
+guest's, except packed in one variable that only `exec` on the other side opens (environment.py): nothing a guest
+says may reach a program on the host. Frames are those of guest/srun.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lrms_vm import srun_options
+from lrms_vm.environment import OURS, TASK_VARIABLE, pack, parse
+from lrms_vm.errors import LrmsVmError, NodeError, UsageError
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MAX_FRAME_BYTES = 8 << 20
+MAX_AT_ONCE = 256
+CHUNK_BYTES = 1 << 15
+END_AFTER_S = 5.0
+FORWARDED = {
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
+    *(signal.SIGTERM, signal.SIGCONT),
+}
+
+
+def offer(path: Path, job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH) -> int:
+    """Listen on `path` in a child of ours, in its own process group; return its pid. `search` is where srun is."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(64)
+    with open(os.devnull, "r+b") as null:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setpgid(0, 0)
+                for fd in (0, 1):  # the job's stdin is the payload's alone, and a reader of our stdout must see its end
+                    os.dup2(null.fileno(), fd)
+                for number in FORWARDED:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the ones below
+                signal.pthread_sigmask(signal.SIG_SETMASK, [])
+                _listen(listener, job_environment, shares, search)
+            finally:
+                os._exit(1)
+    listener.close()
+    with contextlib.suppress(OSError):
+        os.setpgid(child, child)
+    return child
+
+
+def _listen(
+    listener: socket.socket, job_environment: Mapping[bytes, bytes], shares: Sequence[str], search: str
+) -> None:
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            try:
+                serve(connection, job_environment, shares=shares, search=search)
+            except (OSError, LrmsVmError) as error:  # the guest's end went away: there is nobody to tell but the log
+                print(f"lrms-vm: srun: {error}", file=sys.stderr)
+            finally:
+                os._exit(0)
+        connection.close()
+
+
+def serve(
+    connection: socket.socket, job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH
+) -> None:
+    """One srun of the guest, to its end."""
+    frames = _Frames(connection)
+    asked: dict[bytes, bytes] = {}
+    while (frame := frames.next()) is not None and frame[0] != b"G":
+        asked[frame[0]] = frame[1]
+    if frame is None:
+        return
+    try:
+        argv, directory, environment = command(asked, job_environment, shares=shares, search=search)
+    except LrmsVmError as error:
+        _send(connection, b"2", f"lrms-vm: {error}\n".encode())
+        _send(connection, b"X", b"e" + bytes([error.exit_code]))
+        return
+    process = subprocess.Popen(
+        argv,
+        env=environment,
+        cwd=directory,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    _carry(connection, frames, process)
+
+
+def command(
+    asked: Mapping[bytes, bytes], job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH
+) -> tuple[list[bytes], bytes, dict[bytes, bytes]]:
+    """The real srun's argv, working directory and environment for what the guest asked. Raises `UsageError`."""
+    from lrms_vm.payload import below
+
+    arguments = [os.fsdecode(word) for word in asked.get(b"A", b"").split(b"\0")[1:-1]]
+    here = os.fsdecode(asked.get(b"D", b"/").rstrip(b"\0"))
+    step = srun_options.parse(arguments, may_change_to=lambda path: below(os.path.join(here, path), shares))
+    guest = parse(asked.get(b"E", b""))
+    wanted, export = _exported(guest, step.export)
+    environment = {name: value for name, value in job_environment.items() if not name.startswith(OURS)}
+    environment[TASK_VARIABLE] = pack(wanted)
+    directory = here if below(here, shares) and os.path.isdir(here) else os.getcwd()
+    argv = [_find(search), *step.options, *export, "--", *step.command]
+    return [os.fsencode(word) for word in argv], os.fsencode(directory), environment
+
+
+def _exported(guest: Mapping[bytes, bytes], export: str | None) -> tuple[dict[bytes, bytes], list[str]]:
+    """What of the guest's environment goes along, and the option for the real srun (srun(1), --export).
+
+    Names and values of a list are the guest's: applied here, they never become variables of a program on the host.
+    """
+    if export is None:
+        return dict(guest), []
+    if export == "NONE":
+        return {}, ["--export=NONE"]
+    words = [os.fsencode(word) for word in export.split(",")]
+    wanted = dict(guest) if b"ALL" in words else {}
+    for word in words:
+        name, equals, value = word.partition(b"=")
+        if equals:
+            wanted[name] = value
+        elif name in guest:
+            wanted[name] = guest[name]
+    return wanted, ["--export=ALL"]
+
+
+def _find(search: str) -> str:
+    for directory in search.split(":"):
+        path = f"{directory}/srun"
+        if os.access(path, os.X_OK) and not os.path.realpath(path).startswith("/run/lrms_vm/"):
+            return path
+    raise NodeError(f"no srun on this node in {search}", code="srun-missing")
+
+
+class _Frames:
+    """Frames out of a stream, bounded. `buffer` keeps what is not yet a whole one."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.buffer = connection, b""
+
+    def whole(self) -> tuple[bytes, bytes] | None:
+        """A frame that is already here."""
+        if len(self.buffer) < 5:
+            return None
+        kind, length = struct.unpack(">cI", self.buffer[:5])
+        if length > MAX_FRAME_BYTES:
+            raise UsageError(f"srun: a frame of {length} bytes from the guest", code="srun-unreadable")
+        if len(self.buffer) < 5 + length:
+            return None
+        text, self.buffer = self.buffer[5 : 5 + length], self.buffer[5 + length :]
+        return kind, text
+
+    def next(self) -> tuple[bytes, bytes] | None:
+        """The next frame, waiting for it; None at the end of the stream."""
+        while (frame := self.whole()) is None:
+            if not self.more():
+                return None
+        return frame
+
+    def more(self) -> bool:
+        got = self.connection.recv(1 << 16)
+        self.buffer += got
+        return bool(got)
+
+
+def _send(connection: socket.socket, kind: bytes, text: bytes) -> None:
+    connection.sendall(struct.pack(">cI", kind, len(text)) + text)
+
+
+class _Input:
+    """What the guest sent for the real srun's stdin and that has not taken yet; never blocks."""
+
+    def __init__(self, fd: int, selector: selectors.BaseSelector) -> None:
+        self.fd, self.selector, self.waiting = fd, selector, b""
+        os.set_blocking(fd, False)
+
+    def give(self, text: bytes) -> None:
+        """No text is the end of the input."""
+        if not text or self.fd < 0:
+            self.close()
+        elif not self.waiting:  # one answer to each W; more would be somebody else's protocol
+            self.waiting = text
+            self.selector.register(self.fd, selectors.EVENT_WRITE)
+
+    def take(self) -> bool:
+        """Write what fits; True when more is wanted."""
+        try:
+            self.waiting = self.waiting[os.write(self.fd, self.waiting) :]
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
+            self.waiting = b""
+            self.close()
+            return False
+        if self.waiting:
+            return False
+        self.selector.unregister(self.fd)
+        return True
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            with contextlib.suppress(KeyError):  # not waiting for it
+                self.selector.unregister(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _carry(connection: socket.socket, frames: _Frames, process: subprocess.Popen[bytes]) -> None:
+    """Bytes and signals between the guest's srun and the real one, until that ends."""
+    assert process.stdin and process.stdout and process.stderr
+    kinds = {process.stdout.fileno(): b"1", process.stderr.fileno(): b"2"}
+    with selectors.PollSelector() as selector:
+        to_step = _Input(os.dup(process.stdin.fileno()), selector)
+        selector.register(connection, selectors.EVENT_READ)
+        for fd in kinds:
+            selector.register(fd, selectors.EVENT_READ)
+        process.stdin.close()
+        _send(connection, b"W", b"")
+        while kinds:
+            for key, _ in selector.select():
+                if key.fd == connection.fileno():
+                    if not frames.more():
+                        selector.unregister(connection)
+                        _end(process)
+                    while (frame := frames.whole()) is not None:
+                        kind, text = frame
+                        if kind == b"S" and len(text) == 1 and text[0] in FORWARDED:
+                            process.send_signal(text[0])
+                        elif kind == b"I":
+                            to_step.give(text)
+                elif key.fd == to_step.fd:
+                    if to_step.take():
+                        _send(connection, b"W", b"")
+                else:
+                    text = os.read(key.fd, CHUNK_BYTES)
+                    if text:
+                        _send(connection, kinds[key.fd], text)
+                    else:
+                        selector.unregister(key.fd)
+                        del kinds[key.fd]
+    to_step.close()
+    code = process.wait()
+    _send(connection, b"X", b"s" + bytes([-code]) if code < 0 else b"e" + bytes([code]))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The guest's srun is gone: so must the step be."""
+    process.terminate()
+    until = time.monotonic() + END_AFTER_S
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    if process.poll() is None:
+        process.kill()
