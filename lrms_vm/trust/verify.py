@@ -1,0 +1,300 @@
+"""May this image boot for this job, now? The one place where that is decided; pure, so that a test can ask anything.
+
+Two questions, because the bytes are hashed once and the decision is re-taken for every job:
+`check_claim` looks at the signature, the signer and the policy; `check_bytes` at the image's digests.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from fnmatch import fnmatchcase
+
+from cryptography import x509 as certificates
+from cryptography.hazmat.primitives import hashes
+
+from lrms_vm.errors import RequestError
+from lrms_vm.trust import cms, dgst, dn, x509
+from lrms_vm.trust.policy import Block, Builder, Policy, Runner
+from lrms_vm.trust.x509 import TrustAnchors
+
+__all__ = ["Claim", "Endorsement", "SignatureFiles", "TrustAnchors", "check_bytes", "check_claim"]
+
+CLOCK_TOLERANCE = timedelta(minutes=5)  # between the signer's clock and ours
+DGST_DIGESTS = ("sha256", "sha384", "sha512", "sha1")  # suffixes of bare signatures
+
+
+@dataclass(frozen=True)
+class SignatureFiles:
+    """What lies beside an image."""
+
+    kind: str  # "cms" or "dgst"
+    signature: bytes
+    digest_algorithm: str | None = None  # of a bare signature, from its suffix
+    certificate: bytes | None = None  # PEM, the signer's first, then its chain; only with a bare signature
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Somebody who may build vouches for some bytes, and this job may run what they vouch for. Which bytes is next."""
+
+    kind: str
+    digest_algorithm: str
+    signed_digest: bytes | None  # None: an ECDSA bare signature, which does not show what it is over
+    signer: str  # RFC 4514
+    issuer: str
+    rule: str  # the builder rule
+    rule_where: str  # file:line
+    runner: str | None  # the runner rule; None: not asked
+    max_memory_mib: int | None  # what the runner rule grants at most; None: it does not say
+    network: str | None
+    valid_until: datetime  # the first end among certificates, CRLs and the builder's leave to use SHA-1
+    signature: bytes
+    certificate: certificates.Certificate
+    max_image_bytes: int
+    blocked: Mapping[str, Block]  # by sha256, hex
+    contact: str
+
+
+@dataclass(frozen=True)
+class Endorsement:
+    """The checked proof: who vouches for these bytes, and by which rule that counts."""
+
+    signer: str
+    issuer: str
+    rule: str
+    sha256: str
+    code: str = "accepted"
+
+
+def check_claim(
+    files: SignatureFiles,
+    *,
+    anchors: TrustAnchors,
+    policy: Policy,
+    image_name: str,
+    user: str | None,
+    partition: str,
+    at: datetime,
+    groups: Sequence[str] = (),
+    account: str = "",
+) -> Claim:
+    """Everything but the image's bytes. The first check that fails is the one reported:
+
+     1. the signature file parses, and has one signer                          cms.parse, dgst.signed_digest
+     2. the signer's key, key usage and name are fit for signing               x509.check_signer
+     3. its certificate chains to `anchors` at `at`, nothing in the chain is revoked, and every CRL
+        needed is there, signed and current                                    RFC 5280 section 6
+     4. nothing else in the chain is weak                                      x509.validate
+     5. each CA gave only names that it may give                               namespaces, signing_policy
+     6. nothing in the chain is blocked                                        policy [[block]]
+     7. the signature is by the signer's key, in a time when it was valid      cms.verify_signature
+     8. the signer may build images of this name, in this form                 policy [[builder]]
+     9. this user may run images of this name by this builder here             policy [[runner]]
+
+    `user=None` leaves out step 9: an administrator asks about the image alone. `at` knows its zone.
+
+    Raises `RequestError` (refused), `SiteError` (a CRL or namespaces file is missing or stale: nobody can tell),
+    each with a stable code of docs/trust.md. Malformed input is a `RequestError`, whatever it is.
+    """
+    at = at.astimezone(UTC)
+    if files.kind == "cms":
+        parsed = cms.parse(files.signature)
+        signer, others, algorithm = parsed.signer, parsed.others, parsed.digest_algorithm
+        digest: bytes | None = parsed.message_digest
+    else:
+        signer, *rest = _bare_chain(files)
+        others, algorithm = tuple(rest), files.digest_algorithm or ""
+        if algorithm not in DGST_DIGESTS:
+            raise RequestError(
+                f"a bare signature over {algorithm!r:.20} is not accepted", hint="use sha256", code="digest-not-allowed"
+            )
+        x509.check_signer(signer, min_rsa_bits=policy.min_rsa_bits)
+        digest = dgst.signed_digest(files.signature, signer, algorithm)
+    path = x509.validate(
+        signer,
+        others,
+        anchors=anchors,
+        min_rsa_bits=policy.min_rsa_bits,
+        namespaces=policy.namespaces,
+        at=at,
+    )
+    _check_blocks(path.chain, policy, at.date())
+    if files.kind == "cms":
+        cms.verify_signature(parsed)
+        _check_signing_time(parsed, at)
+    builder = _builder(signer, files.kind, algorithm, image_name, policy, at.date())
+    runner = None
+    if user is not None:
+        runner = _runner(builder, image_name, user, groups, account, partition, policy)
+    valid_until = path.valid_until
+    if algorithm == "sha1" and builder.allow_sha1_until is not None:
+        end = datetime.combine(builder.allow_sha1_until + timedelta(days=1), datetime.min.time(), UTC)
+        valid_until = min(valid_until, end)
+    return Claim(
+        kind=files.kind,
+        digest_algorithm=algorithm,
+        signed_digest=digest,
+        signer=dn.show(signer.subject),
+        issuer=dn.show(signer.issuer),
+        rule=builder.name,
+        rule_where=builder.where,
+        runner=runner.name if runner else None,
+        max_memory_mib=runner.max_memory_mib if runner else None,
+        network=runner.network if runner else None,
+        valid_until=valid_until,
+        signature=files.signature,
+        certificate=signer,
+        max_image_bytes=policy.max_image_bytes,
+        blocked={one.digest: one for one in policy.blocks if one.digest and one.holds(at.date())},
+        contact=policy.contact,
+    )
+
+
+def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
+    """The image's digests, as hashed here, are those that were signed, and the image is not blocked.
+
+    `digests` has "sha256" and `claim.digest_algorithm`, by name. Raises `RequestError`.
+    """
+    if not 0 < size_bytes <= claim.max_image_bytes:
+        raise RequestError(
+            f"the image has {size_bytes} bytes; expected 1 to {claim.max_image_bytes}",
+            hint="the limit is max_image in trust.toml",
+            code="image-too-large" if size_bytes else "signed-nothing",
+        )
+    found = digests[claim.digest_algorithm]
+    if claim.signed_digest is not None and not hmac.compare_digest(found, claim.signed_digest):
+        raise RequestError(
+            f"the bytes of the image are not those that {claim.signer} signed: {claim.digest_algorithm} is "
+            f"{found.hex()[:16]}..., signed was {claim.signed_digest.hex()[:16]}...",
+            hint="fetch the image again, or ask its builder to sign it again (with -binary)",
+            code="bytes-differ",
+        )
+    if claim.kind == "dgst":
+        dgst.verify_digest(claim.signature, claim.certificate, claim.digest_algorithm, found)
+    sha256 = digests["sha256"].hex()
+    if block := claim.blocked.get(sha256):
+        raise RequestError(
+            f"the image sha256:{sha256} is blocked by {block.where}: {block.reason}",
+            hint=f"ask {claim.contact}",
+            code="image-blocked",
+        )
+    return Endorsement(signer=claim.signer, issuer=claim.issuer, rule=claim.rule, sha256=sha256)
+
+
+def _bare_chain(files: SignatureFiles) -> tuple[certificates.Certificate, ...]:
+    if not files.signature:
+        raise RequestError("the signature file is empty", code="not-signed")
+    if files.certificate is None:
+        raise RequestError(
+            "a bare signature needs its certificate beside it", hint="expected IMAGE.crt", code="certificate-missing"
+        )
+    return x509.parse_chain(files.certificate, source="the signer's certificate file")
+
+
+def _check_blocks(chain: Sequence[certificates.Certificate], policy: Policy, today: date) -> None:
+    for certificate in chain:
+        name, spki = dn.of(certificate.subject), x509.spki_sha256(certificate)
+        fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
+        for block in policy.blocks:
+            if block.holds(today) and (
+                block.spki_sha256 == spki or block.cert_sha256 == fingerprint or block.dn == name
+            ):
+                raise RequestError(
+                    f"{dn.show(certificate.subject)} is blocked by {block.where}: {block.reason}",
+                    hint=f"ask {policy.contact}",
+                    code="signer-blocked",
+                )
+
+
+def _check_signing_time(signature: cms.Signature, at: datetime) -> None:
+    """The signer's own word, good for nothing but a contradiction."""
+    if not signature.signer.not_valid_before_utc <= signature.signing_time <= at + CLOCK_TOLERANCE:
+        raise RequestError(
+            f"the signature says it was made at {signature.signing_time:%Y-%m-%d %H:%M:%S}Z: "
+            f"before its certificate was valid, or in the future (it is {at:%Y-%m-%d %H:%M:%S}Z)",
+            code="signing-time-wrong",
+        )
+
+
+def _builder(
+    signer: certificates.Certificate, kind: str, algorithm: str, image_name: str, policy: Policy, today: date
+) -> Builder:
+    """The first rule that lets the signer build this; else the refusal of the rule that came nearest."""
+    who, by = dn.show(signer.subject), dn.show(signer.issuer)
+    subject, issuer, spki = dn.of(signer.subject), dn.of(signer.issuer), x509.spki_sha256(signer)
+    mine = [one for one in policy.builders if (one.issuer, one.subject) == (issuer, subject)]
+    if not mine:
+        same_name = [one for one in policy.builders if one.subject == subject]
+        but = f" (the rule at {same_name[0].where} is for that name from another CA)" if same_name else ""
+        raise RequestError(
+            f"{who}, certified by {by}, is not one of the builders in {policy.source}{but}",
+            hint=f"ask {policy.contact}, or use an image by one of their builders",
+            code="not-a-builder",
+        )
+    nearest, refusal = -1, RequestError("")
+    for one in mine:
+        step, code, what = _builder_refusal(one, kind, algorithm, image_name, spki, policy, today)
+        if not code:
+            return one
+        if step > nearest:
+            nearest = step
+            refusal = RequestError(
+                f"builder rule {one.name!r} ({one.where}) for {who} {what}", hint=f"ask {policy.contact}", code=code
+            )
+    raise refusal
+
+
+def _builder_refusal(
+    rule: Builder, kind: str, algorithm: str, image_name: str, spki: str, policy: Policy, today: date
+) -> tuple[int, str, str]:
+    """(how far it got, code, what); code is empty where the rule lets it pass."""
+    if not rule.may_name(image_name):
+        return 0, "builder-not-for-image", f"is for images {', '.join(rule.images)}, not {image_name!r:.80}"
+    if rule.spki_sha256 and spki not in rule.spki_sha256:
+        return 1, "builder-key-not-pinned", f"pins another key than {spki}"
+    if kind not in rule.signatures:
+        return 2, "signature-form-not-allowed", f"accepts {', '.join(rule.signatures)}, not {kind}"
+    if algorithm == "sha1":
+        if rule.allow_sha1_until is None:
+            return 3, "digest-not-allowed", "does not allow SHA-1 (allow_sha1_until)"
+        if today > rule.allow_sha1_until:
+            return 3, "digest-not-allowed", f"allowed SHA-1 until {rule.allow_sha1_until}"
+    elif algorithm not in policy.digests:
+        return (
+            3,
+            "digest-not-allowed",
+            f"counts, but {policy.source} accepts {', '.join(policy.digests)}, not {algorithm}",
+        )
+    return 4, "", ""
+
+
+def _runner(
+    builder: Builder,
+    image_name: str,
+    user: str,
+    groups: Sequence[str],
+    account: str,
+    partition: str,
+    policy: Policy,
+) -> Runner:
+    for rule in policy.runners:
+        if rule.may_run(
+            user=user,
+            groups=groups,
+            account=account,
+            partition=partition,
+            image_name=image_name,
+            builder=builder.name,
+        ):
+            return rule
+    near = [one for one in policy.runners if any(fnmatchcase(image_name, pattern) for pattern in one.images)]
+    who = f"rule {near[0].name!r} ({near[0].where}) is for others" if near else "no runner rule is for this image"
+    where = f" in partition {partition}" if partition else ""
+    raise RequestError(
+        f"{user} may not run {image_name!r:.80} by builder {builder.name!r}{where}: {who}",
+        hint=f"ask {policy.contact}",
+        code="runner-not-allowed",
+    )

@@ -1,0 +1,416 @@
+"""Is this certificate good, now, for signing images? Path and revocation by OpenSSL, our own rules on top.
+
+OpenSSL (through pyOpenSSL's X509Store) walks the path and the CRLs: RFC 5280 section 6. It accepts things a site must
+not: weak keys, SHA-1, foreign key usages, unconstrained name spaces. Those are the checks here.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier, SignatureAlgorithmOID
+from OpenSSL import crypto
+
+from lrms_vm.errors import LrmsVmError, RequestError, SiteError
+from lrms_vm.trust import dn, names
+
+MAX_CHAIN = 10
+MAX_CERTIFICATE_BYTES = 64 << 10
+MAX_RSA_BITS = 8192
+# Everything the libraries raise for certificates that are not what they should be.
+MALFORMED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    crypto.Error,
+)
+PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+
+_E = TypeVar("_E", bound=x509.ExtensionType)
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")
+_WEAK_HASHES = (hashes.SHA1, hashes.MD5)
+# What a grid certificate is issued for; all three let its holder sign.
+_PURPOSES = {ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.CLIENT_AUTH}
+_PROXY_CERT_INFO = ObjectIdentifier("1.3.6.1.5.5.7.1.14")  # RFC 3820
+_FLAGS = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL | crypto.X509StoreFlags.X509_STRICT
+_CRL_HEAD_BYTES = 8192  # a CRL names its issuer within these first characters
+
+
+@dataclass(frozen=True)
+class TrustAnchors:
+    """The site's CA directory as bytes, read by lrms_vm/anchors.py. Names are the subject hashes of the files."""
+
+    certificates: tuple[bytes, ...] = ()  # PEM
+    crls: tuple[bytes, ...] = ()  # PEM
+    namespaces: tuple[tuple[str, bytes], ...] = ()  # ("4705880b", text)
+    signing_policies: tuple[tuple[str, bytes], ...] = ()
+    source: str = "the CA directory"
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path that holds: the signer's certificate first, a trust anchor last."""
+
+    chain: tuple[x509.Certificate, ...]
+    valid_until: datetime  # the first end among certificates and CRLs
+
+
+def parse_chain(pem: bytes, *, source: str) -> tuple[x509.Certificate, ...]:
+    """A PEM file: the signer's certificate first, then those that lead to a CA. Raises `RequestError`."""
+    if len(pem) > MAX_CERTIFICATE_BYTES:
+        raise RequestError(f"{source}: {len(pem)} bytes; at most {MAX_CERTIFICATE_BYTES}", code="certificate-malformed")
+    try:
+        chain = tuple(x509.load_pem_x509_certificates(pem))
+    except MALFORMED as error:
+        raise _malformed(source) from error
+    if len(chain) > MAX_CHAIN:
+        raise RequestError(f"{source}: {len(chain)} certificates; at most {MAX_CHAIN}", code="certificate-malformed")
+    for one in chain:
+        touch(one, source=source)
+    return chain
+
+
+def parse_der(der: bytes, *, source: str) -> x509.Certificate:
+    """One certificate out of a signature. Raises `RequestError`."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+    except MALFORMED as error:
+        raise _malformed(source) from error
+    touch(certificate, source=source)
+    return certificate
+
+
+def touch(certificate: x509.Certificate, *, source: str) -> None:
+    """Have the library read now what it reads only when asked, so that nothing fails later. Raises `RequestError`."""
+    try:
+        fields = (
+            certificate.subject.rdns,
+            certificate.issuer.rdns,
+            certificate.serial_number,
+            certificate.version,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            certificate.extensions,
+            certificate.signature_algorithm_oid,
+            certificate.public_key(),
+        )
+    except MALFORMED as error:
+        raise _malformed(source) from error
+    del fields
+
+
+def _malformed(source: str) -> RequestError:
+    return RequestError(
+        f"{source}: cannot be read as X.509 certificates", hint="expected PEM", code="certificate-malformed"
+    )
+
+
+def spki_sha256(certificate: x509.Certificate) -> str:
+    """The key's fingerprint, hex: what pins and blocks name."""
+    spki = certificate.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(spki)
+    return digest.finalize().hex()
+
+
+def validate(
+    signer: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    *,
+    anchors: TrustAnchors,
+    min_rsa_bits: int,
+    namespaces: str,
+    at: datetime,
+) -> Path:
+    """Check the signer's certificate and its path at `at`. `others` are believed only as far as the path proves them.
+
+    Raises `RequestError`, and `SiteError` where the site lacks what the decision needs (a current CRL, name spaces).
+    """
+    check_signer(signer, min_rsa_bits=min_rsa_bits)
+    chain, crls = _walk(signer, others, anchors, at)
+    for index, certificate in enumerate(chain[1:], 1):
+        _check_key(certificate, min_rsa_bits)
+        if index < len(chain) - 1:  # the anchor's own signature proves nothing and is not asked
+            _check_certificate(certificate)
+    if namespaces != "ignore":
+        for certificate, issuer in pairwise(chain):
+            _check_namespace(certificate, issuer, anchors, namespaces)
+    ends = [one.not_valid_after_utc for one in chain]
+    ends += [end for crl in crls if (end := crl.next_update_utc) is not None]
+    return Path(chain, min(ends))
+
+
+def check_signer(signer: x509.Certificate, *, min_rsa_bits: int) -> None:
+    """What we ask of the certificate by itself. Raises `RequestError`."""
+    who = dn.show(signer.subject)
+    if not dn.is_safe(signer.subject) or not dn.is_safe(signer.issuer):
+        raise RequestError(f"the signer's name {who} has characters that hide it", code="signer-name-unsafe")
+    if _is_proxy(signer):
+        raise RequestError(
+            f"{who} is a proxy certificate; images are signed with the certificate itself", code="signer-is-proxy"
+        )
+    _check_key(signer, min_rsa_bits)
+    _check_certificate(signer)
+    constraints = _extension(signer, x509.BasicConstraints)
+    if constraints is not None and constraints.ca:
+        raise RequestError(f"{who} is a CA's certificate, not a builder's", code="signer-is-ca")
+    usage = _extension(signer, x509.KeyUsage)
+    if usage is None or not usage.digital_signature:
+        raise RequestError(f"{who} may not sign: its keyUsage lacks digitalSignature", code="signer-key-usage")
+    purposes = _extension(signer, x509.ExtendedKeyUsage)
+    if purposes is not None and _PURPOSES.isdisjoint(purposes):
+        raise RequestError(
+            f"{who} is not for persons: its extendedKeyUsage has none of emailProtection, codeSigning, clientAuth",
+            code="signer-key-usage",
+        )
+
+
+def crl_expiries(anchors: TrustAnchors) -> list[tuple[str, datetime]]:
+    """(issuer, nextUpdate) of each CRL that can be read; one without nextUpdate counts as expired long ago."""
+    ends = []
+    for pem in anchors.crls:
+        crl = _load_crl(pem)
+        if crl is not None:
+            ends.append((dn.show(crl.issuer), crl.next_update_utc or datetime.min.replace(tzinfo=UTC)))
+    return ends
+
+
+def _extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _is_proxy(certificate: x509.Certificate) -> bool:
+    if any(extension.oid == _PROXY_CERT_INFO for extension in certificate.extensions):
+        return True
+    subject, issuer = dn.of(certificate.subject), dn.of(certificate.issuer)
+    legacy = [frozenset({(NameOID.COMMON_NAME.dotted_string, word)}) for word in ("proxy", "limited proxy")]
+    return subject[:-1] == issuer and subject[-1] in legacy  # Globus before RFC 3820
+
+
+def _check_key(certificate: x509.Certificate, min_rsa_bits: int) -> None:
+    key, who = certificate.public_key(), dn.show(certificate.subject)
+    if isinstance(key, rsa.RSAPublicKey):
+        exponent = key.public_numbers().e
+        good = min_rsa_bits <= key.key_size <= MAX_RSA_BITS and exponent >= 3 and exponent % 2 == 1
+        found = f"RSA {key.key_size} bits, exponent {exponent:.20g}"
+    elif isinstance(key, ec.EllipticCurvePublicKey):
+        good, found = key.curve.name in _CURVES, f"curve {key.curve.name}"
+    else:
+        good, found = isinstance(key, ed25519.Ed25519PublicKey), type(key).__name__.strip("_")
+    if not good:
+        raise RequestError(
+            f"the key of {who} is too weak or of the wrong kind: {found}; expected RSA of {min_rsa_bits} to "
+            f"{MAX_RSA_BITS} bits, P-256, P-384, P-521 or Ed25519",
+            code="weak-key",
+        )
+
+
+def _check_certificate(certificate: x509.Certificate) -> None:
+    who = dn.show(certificate.subject)
+    if not 0 < certificate.serial_number < 1 << 160:  # RFC 5280 section 4.1.2.2
+        raise RequestError(f"the certificate of {who} has a serial number out of range", code="certificate-malformed")
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm as error:
+        raise _weak_signature(who) from error
+    ed25519_signed = certificate.signature_algorithm_oid == SignatureAlgorithmOID.ED25519
+    if isinstance(algorithm, _WEAK_HASHES) or (algorithm is None and not ed25519_signed):
+        raise _weak_signature(who)
+
+
+def _weak_signature(who: str) -> RequestError:
+    return RequestError(
+        f"the certificate of {who} is signed with SHA-1, MD5 or something unknown", code="weak-certificate-signature"
+    )
+
+
+def _walk(
+    signer: x509.Certificate, others: Sequence[x509.Certificate], anchors: TrustAnchors, at: datetime
+) -> tuple[tuple[x509.Certificate, ...], list[x509.CertificateRevocationList]]:
+    """The path OpenSSL finds, and the CRLs it had to go by."""
+    roots, bridges = _relevant(signer, _loaded(anchors.certificates), others)
+    issuers = {one.issuer.public_bytes() for one in (signer, *roots, *bridges)}
+    issuers |= {one.subject.public_bytes() for one in (*roots, *bridges)}
+    crls = [crl for pem in anchors.crls if _names_one_of(pem, issuers) and (crl := _load_crl(pem)) is not None]
+    try:
+        store = crypto.X509Store()
+        for root in roots:
+            store.add_cert(crypto.X509.from_cryptography(root))
+        for crl in crls:
+            store.add_crl(crl)
+        store.set_flags(_FLAGS)
+        store.set_time(at.astimezone(UTC))
+        context = crypto.X509StoreContext(
+            store,
+            crypto.X509.from_cryptography(signer),
+            [crypto.X509.from_cryptography(one) for one in bridges],
+        )
+        chain = [one.to_cryptography() for one in context.get_verified_chain()]
+    except crypto.X509StoreContextError as error:
+        raise _refusal(error, signer, anchors) from error
+    except MALFORMED as error:
+        raise RequestError(
+            f"the certificate path of {dn.show(signer.subject)} cannot be read", code="certificate-malformed"
+        ) from error
+    return tuple(chain), crls
+
+
+def _relevant(
+    signer: x509.Certificate, anchors: Iterable[x509.Certificate], others: Sequence[x509.Certificate]
+) -> tuple[list[x509.Certificate], list[x509.Certificate]]:
+    """Those anchors and embedded certificates that could be above the signer: a handful out of hundreds."""
+    by_subject: dict[object, list[tuple[bool, x509.Certificate]]] = {}
+    for anchored, certificates in ((True, anchors), (False, others)):
+        for one in certificates:
+            if anchored or one.issuer != one.subject:  # a root that comes with the image is nobody's
+                by_subject.setdefault(dn.loose(one.subject), []).append((anchored, one))
+    roots: list[x509.Certificate] = []
+    bridges: list[x509.Certificate] = []
+    wanted, seen = [dn.loose(signer.issuer)], set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for anchored, one in by_subject.get(name, []):
+            (roots if anchored else bridges).append(one)
+            wanted.append(dn.loose(one.issuer))
+    return roots, bridges
+
+
+def _loaded(pems: Iterable[bytes]) -> Iterable[x509.Certificate]:
+    """Anchors that cannot be read anchor nothing: what only they could vouch for is then refused."""
+    for pem in pems:
+        try:
+            found = x509.load_pem_x509_certificates(pem)
+            for one in found:
+                touch(one, source="anchor")
+        except (*MALFORMED, RequestError):
+            continue
+        yield from found
+
+
+def _load_crl(pem: bytes) -> x509.CertificateRevocationList | None:
+    """None for one that cannot be read: it is then missing, and that refuses everything its CA issued."""
+    try:
+        crl = x509.load_pem_x509_crl(pem)
+        fields = (crl.issuer.rdns, crl.next_update_utc, crl.last_update_utc)
+    except MALFORMED:
+        return None
+    del fields
+    return crl
+
+
+def _names_one_of(pem: bytes, names_der: Iterable[bytes]) -> bool:
+    """Whether this CRL may be by one of these, by its first kilobytes: all CRLs of a grid are tens of MB."""
+    _, _, body = pem.partition(b"-----BEGIN X509 CRL-----")
+    text = body[:_CRL_HEAD_BYTES].partition(b"-")[0].translate(None, b"\r\n\t ")
+    try:
+        head = binascii.a2b_base64(text[: len(text) // 4 * 4])
+    except binascii.Error:
+        return False
+    return any(name in head for name in names_der)
+
+
+def _check_namespace(certificate: x509.Certificate, issuer: x509.Certificate, anchors: TrustAnchors, mode: str) -> None:
+    """EUGridPMA namespaces first, else the Globus signing policy. Raises `RequestError`, `SiteError`."""
+    stem = f"{crypto.X509.from_cryptography(issuer).subject_name_hash():08x}"
+    who, by = dn.show(certificate.subject), dn.show(certificate.issuer)
+    files = (
+        (anchors.namespaces, names.parse_namespaces, "namespaces"),
+        (anchors.signing_policies, names.parse_signing_policy, "signing_policy"),
+    )
+    for found, parse, suffix in files:
+        texts = [text for one, text in found if one == stem]
+        if not texts:
+            continue
+        try:
+            statements = parse(texts[0])
+        except names.NamesError as error:
+            raise SiteError(
+                f"{anchors.source}: {stem}.{suffix} of {by}: {error}", code="namespaces-malformed"
+            ) from error
+        issued_by, given = dn.slash(issuer.subject), dn.slash(certificate.subject)
+        if issued_by and given and names.permits(statements, issuer=issued_by, subject=given):
+            return
+        raise RequestError(
+            f"{by} may not give the name {who}: {stem}.{suffix} does not permit it", code="outside-namespace"
+        )
+    if mode == "require":
+        raise SiteError(
+            f"{anchors.source}: neither {stem}.namespaces nor {stem}.signing_policy of {by}; "
+            "trust.toml requires to know which names a CA may give",
+            hint='install the CA\'s IGTF package, or set namespaces = "if-present"',
+            code="namespaces-missing",
+        )
+
+
+# X509_verify_cert's results: openssl/x509_vfy.h, X509_STORE_CTX_get_error(3).
+_SITE = {
+    3: ("crl-missing", "there is no CRL of {issuer}"),
+    12: ("crl-expired", "the CRL of {issuer} has expired"),
+    11: ("crl-not-yet-valid", "the CRL of {issuer} is from the future"),
+    5: ("crl-invalid", "the CRL of {issuer} is not signed by it"),
+    8: ("crl-invalid", "the CRL of {issuer} is not signed by it"),
+    15: ("crl-invalid", "the CRL of {issuer} cannot be read"),
+    16: ("crl-invalid", "the CRL of {issuer} cannot be read"),
+    33: ("crl-invalid", "the CRL of {issuer} is not signed by it"),
+    35: ("crl-invalid", "{issuer} may not sign CRLs"),
+    36: ("crl-invalid", "the CRL of {issuer} has a critical extension that nobody knows"),
+    44: ("crl-invalid", "the CRL of {issuer} is not for certificates like these"),
+}
+_REQUEST = {
+    2: ("signer-untrusted", "no CA that this site trusts issued the certificate of {subject}; {issuer} did"),
+    18: ("signer-untrusted", "{subject} vouches for itself only"),
+    19: ("signer-untrusted", "the path of {signer} ends at {subject}, which this site does not trust"),
+    20: ("signer-untrusted", "no CA that this site trusts issued the certificate of {subject}; {issuer} did"),
+    21: ("signer-untrusted", "no CA that this site trusts issued the certificate of {subject}; {issuer} did"),
+    7: ("signer-untrusted", "the certificate of {subject} was not signed by {issuer}"),
+    9: ("signer-not-yet-valid", "the certificate of {subject} is not valid yet"),
+    10: ("signer-expired", "the certificate of {subject} has expired"),
+    23: ("signer-revoked", "the certificate of {subject} has been revoked"),
+    40: ("signer-is-proxy", "{subject} is a proxy certificate; images are signed with the certificate itself"),
+}
+
+
+def _refusal(error: crypto.X509StoreContextError, signer: x509.Certificate, anchors: TrustAnchors) -> LrmsVmError:
+    number = error.errors[0]
+    at_fault = error.certificate.to_cryptography()
+    shown = {
+        "subject": dn.show(at_fault.subject),
+        "issuer": dn.show(at_fault.issuer),
+        "signer": dn.show(signer.subject),
+    }
+    if number in _SITE:
+        code, sentence = _SITE[number]
+        return SiteError(
+            f"{anchors.source}: {sentence.format(**shown)}; who is revoked cannot be known",
+            hint="run fetch-crl on this node, or ask your site's administrators to",
+            code=code,
+        )
+    if number in _REQUEST:
+        code, sentence = _REQUEST[number]
+        return RequestError(sentence.format(**shown), code=code)
+    return RequestError(
+        f"the certificate path of {shown['signer']} does not hold at {shown['subject']}: {error.errors[2]}",
+        code="signer-path-invalid",
+    )
