@@ -83,7 +83,9 @@ def check_url(url: str) -> SplitResult:
 def redirected(before: SplitResult, location: str | None) -> SplitResult:
     """Where a redirect may lead: never away from TLS, never into this machine. Raises `Failure`."""
     try:
-        parts = check_url(urljoin(before.geturl(), location or ""))
+        if not location or not location.isprintable():  # urljoin would drop tabs and newlines
+            raise Failure("image-redirect", "no place that can be read")
+        parts = check_url(urljoin(before.geturl(), location))
     except (Failure, ValueError) as error:
         raise Failure("image-redirect", f"redirect to {str(location)[:80]!r} refused: {error}") from error
     if before.scheme == "https" and parts.scheme != "https":

@@ -82,7 +82,7 @@ def receive(
     try:
         with Digests(algorithms) as digests, contextlib.closing(_Closable(blocks)) as source_blocks:
             total = 0
-            for block in source_blocks:
+            for block in _whole(source_blocks, max_bytes):
                 if total + len(block) > max_bytes:
                     raise RequestError(
                         f"{source}: more than {max_bytes} bytes",
@@ -114,6 +114,21 @@ def receive(
     if status.st_size != total:
         raise SiteError(f"{path}: {status.st_size} bytes written of {total}", code="image-short")
     return Received(found, stamp_of(status))
+
+
+def _whole(blocks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
+    """Join what comes in crumbs from a pipe, so that zeros are seen as such; what comes whole is passed on."""
+    crumbs = bytearray()
+    for block in blocks:
+        if not crumbs and len(block) >= BLOCK_BYTES:
+            yield block
+            continue
+        crumbs += block
+        if len(crumbs) >= min(BLOCK_BYTES, max_bytes):
+            yield bytes(crumbs)
+            crumbs.clear()
+    if crumbs:
+        yield bytes(crumbs)
 
 
 class _Closable:

@@ -98,7 +98,7 @@ def _read(path: Path) -> Lease:
     try:
         words = json.loads(text)
         return Lease(path.name, str(words["sha256"]), str(words["boot_id"]), int(words["pid"]), str(words["started"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Lease(path.name, "", "", 0, "")
 
 

@@ -109,7 +109,7 @@ def read_meta(directory: Path, name: str = "meta.json") -> Meta | None:
         if words["version"] != 1 or "sha256" not in digests:
             return None
         return Meta(digests, (device, inode, size, mtime, ctime), float(words["stored_at"]), str(words["source"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
@@ -221,10 +221,10 @@ def publish(places: Places, part: Path, sha256: str) -> None:
 
 def quarantine(places: Places, sha256: str) -> None:
     """Take an entry out of service, keeping the newest for whoever wants to know. Caller holds `changing`."""
-    target = places.quarantine / sha256
-    shutil.rmtree(target, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        entry_dir(places, sha256).rename(target)
+    entry, target = entry_dir(places, sha256), places.quarantine / sha256
+    if os.path.lexists(entry):
+        shutil.rmtree(target, ignore_errors=True)
+        entry.rename(target)
 
 
 def remove(places: Places, sha256: str) -> bool:
