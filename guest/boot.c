@@ -229,7 +229,7 @@ static void write_ssh_files(const char *seed, const struct user *user) {
                         "AllowAgentForwarding no\n"
                         "AllowTcpForwarding no\n"
                         "PermitTunnel no\n"
-                        "AllowStreamLocalForwarding remote\n"
+                        "AllowStreamLocalForwarding yes\n"
                         "StreamLocalBindMask 0177\n"
                         "StreamLocalBindUnlink yes\n"
                         "MaxSessions 1000\n"

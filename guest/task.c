@@ -8,23 +8,22 @@
  * 255 where a code would be ambiguous, and the host then reads the status.
  */
 #include "lrms_vm_guest.h"
-#include "relay.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_SPEC = 64 << 20, MAX_ID = 64, HUP_AFTER_MS = 1000, KILL_AFTER_MS = 6000, CLIENT_PATIENCE_MS = 60000,
-       FINISH_MS = 300 };
+enum { MAX_SPEC = 64 << 20, MAX_ID = 64, HUP_AFTER_MS = 1000, KILL_AFTER_MS = 6000, FINISH_MS = 300 };
 
 struct spec {
     mode_t mask;
@@ -136,7 +135,7 @@ static void default_signals(void) {
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-__attribute__((noreturn)) static void become_payload(const struct spec *spec, bool tty, int go, const int ends[3]) {
+__attribute__((noreturn)) static void become_payload(const struct spec *spec, bool tty, int go) {
     char byte;
     if (tty) {
         setpgid(0, 0);
@@ -144,8 +143,6 @@ __attribute__((noreturn)) static void become_payload(const struct spec *spec, bo
         tcsetpgrp(STDIN_FILENO, getpid());
     } else {
         setsid();
-        for (int fd = 0; fd < 3; fd++)
-            dup2(ends[fd], fd);
     }
     while (read(go, &byte, 1) < 0 && errno == EINTR) /* until our pid is on record: no signal can miss us */
         ;
@@ -167,33 +164,22 @@ static bool ended(pid_t child) {
     return waitid(P_PID, (id_t)child, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == child;
 }
 
-static bool is_socket(int fd) {
-    struct stat status;
-    return fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
-}
-
-/* Until the payload ends. When the session goes away, so does the payload: its pipes first, then HUP, then KILL. */
-static void attend(pid_t child, bool tty, int signals, struct stream streams[3]) {
+/* Until the payload ends. When the session goes away (nobody reads our stderr; a terminal hangs up), so must it. */
+static void attend(pid_t child, bool tty, int signals) {
     long long lost_at = 0;
     bool told = false;
-    int watched = tty ? STDIN_FILENO : is_socket(STDERR_FILENO) ? STDERR_FILENO : -1;
     while (!ended(child)) {
-        struct pollfd slots[6] = {{.fd = signals, .events = POLLIN}, {.fd = lost_at ? -1 : watched}};
-        nfds_t used = 2;
-        for (int i = 0; i < 3; i++)
-            used += (nfds_t)stream_poll(&streams[i], &slots[used]);
-        poll(slots, used, lost_at ? 50 : -1);
+        struct pollfd slots[2] = {
+            {.fd = signals, .events = POLLIN},
+            {.fd = lost_at ? -1 : tty ? STDIN_FILENO : STDERR_FILENO},
+        };
+        poll(slots, 2, lost_at ? 50 : -1);
         struct signalfd_siginfo info;
         while (read(signals, &info, sizeof info) == sizeof info)
             if (info.ssi_signo == SIGHUP && tty && !lost_at)
                 lost_at = now_ms();
         if (!lost_at && slots[1].revents & (POLLHUP | POLLERR | POLLNVAL))
             lost_at = now_ms();
-        for (int i = 0; i < 3; i++) {
-            stream_move(&streams[i]);
-            if (lost_at)
-                stream_close(&streams[i]);
-        }
         if (lost_at && !told && now_ms() - lost_at > HUP_AFTER_MS) {
             kill(-child, SIGHUP);
             kill(-child, SIGCONT);
@@ -204,15 +190,25 @@ static void attend(pid_t child, bool tty, int signals, struct stream streams[3])
     }
 }
 
-/* A moment for what still writes, such as the tee of `exec > >(tee log)`. None is needed where nothing does. */
-static void let_finish(struct stream streams[3]) {
-    for (long long until = now_ms() + FINISH_MS; now_ms() < until && (streams[1].to >= 0 || streams[2].to >= 0);) {
-        struct pollfd slots[2];
-        nfds_t used = (nfds_t)stream_poll(&streams[1], slots);
-        used += (nfds_t)stream_poll(&streams[2], slots + used);
-        poll(slots, used, (int)(until - now_ms()) + 1);
-        stream_move(&streams[1]);
-        stream_move(&streams[2]);
+/* What the payload left running ends with it, as in a step on the host: we are its subreaper, so we know it all.
+ * A moment first for what still writes, such as the tee of `exec > >(tee log)`. */
+static void end_the_rest(pid_t group) {
+    for (long long until = now_ms() + FINISH_MS;;) {
+        pid_t reaped = waitpid(-1, NULL, WNOHANG);
+        if (reaped < 0)
+            return;
+        if (reaped > 0)
+            continue;
+        if (now_ms() > until) {
+            char path[64], *children;
+            kill(-group, SIGKILL);
+            snprintf(path, sizeof path, "/proc/self/task/%d/children", getpid());
+            if ((children = read_file(path, MAX_SPEC, NULL)) != NULL)
+                for (char *word = strtok(children, " \n"); word != NULL; word = strtok(NULL, " \n"))
+                    kill((pid_t)strtol(word, NULL, 10), SIGKILL);
+            free(children);
+        }
+        usleep(2000);
     }
 }
 
@@ -232,12 +228,10 @@ static int close_books(const char *id, pid_t child) {
 
 static int run(const char *id, const struct spec *spec) {
     bool tty = isatty(STDIN_FILENO);
-    int go[2], pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}};
+    int go[2];
     if (pipe2(go, O_CLOEXEC) < 0)
         die(EXIT_AMBIGUOUS, "pipe: %s", strerror(errno));
-    for (int i = 0; i < 3 && !tty; i++)
-        if (pipe2(pipes[i], O_CLOEXEC) < 0)
-            die(EXIT_AMBIGUOUS, "pipe: %s", strerror(errno));
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, NULL); /* sshd's hang-up included: we decide what the payload hears */
@@ -247,35 +241,20 @@ static int run(const char *id, const struct spec *spec) {
         die(EXIT_AMBIGUOUS, "fork: %s", strerror(errno));
     if (child == 0) {
         close(go[1]);
-        become_payload(spec, tty, go[0], (const int[3]){pipes[0][0], pipes[1][1], pipes[2][1]});
+        become_payload(spec, tty, go[0]);
     }
     char text[32];
     snprintf(text, sizeof text, "%d\n", child);
     note(id, "pid", text);
-    struct stream streams[3];
-    for (int i = 0; i < 3; i++)
-        stream_open(&streams[i], -1, -1);
-    if (!tty) {
-        for (int i = 0; i < 3; i++)
-            close(pipes[i][i == 0 ? 0 : 1]);
-        fcntl(pipes[0][1], F_SETFL, O_WRONLY | O_NONBLOCK);
-        streams[0].from = STDIN_FILENO, streams[0].to = pipes[0][1];
-        streams[1].from = pipes[1][0], streams[1].to = STDOUT_FILENO;
-        streams[2].from = pipes[2][0], streams[2].to = STDERR_FILENO;
-    }
-    while (tty && getpgid(child) != child) /* the group must be there before a signal can be sent to it */
-        usleep(1000);
-    while (!tty && getsid(child) != child)
-        usleep(1000);
+    while (tty ? getpgid(child) != child : getsid(child) != child) /* only a group that is there can be signalled */
+        usleep(200);
     close(go[0]);
     (void)!write(go[1], "", 1);
     close(go[1]);
-    attend(child, tty, signals, streams);
-    let_finish(streams);
-    kill(-child, SIGKILL); /* what the payload left behind ends with it, as in a step on the host */
-    stream_drain(&streams[1], CLIENT_PATIENCE_MS);
-    stream_drain(&streams[2], CLIENT_PATIENCE_MS);
-    return close_books(id, child);
+    attend(child, tty, signals);
+    int code = close_books(id, child);
+    end_the_rest(child);
+    return code;
 }
 
 int task(int argc, char **argv) {
