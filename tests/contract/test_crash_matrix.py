@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ class Site:
         root.chmod(0o755)
         (root / "image.raw").write_bytes(os.urandom(1 << 20))
         (root / "image.raw.p7s").write_bytes(b"signature")
-        (root / "guest").write_bytes(b"#!/bin/sh\n")
+        (root / "guest").write_bytes(b"\x7fELF stand-in")
+        (root / "guest").chmod(0o755)
         for name in ("vmlinuz", "initrd"):
             (root / name).write_bytes(name.encode())
         import hashlib
@@ -176,6 +178,8 @@ def killed_at(step: str, action: Callable[[Callable[[str], None]], object]) -> N
     if child == 0:
         try:
             action(die)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(99)
     status = os.waitpid(child, 0)[1]
