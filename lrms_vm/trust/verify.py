@@ -20,7 +20,7 @@ from lrms_vm.trust import cms, dgst, dn, x509
 from lrms_vm.trust.policy import Block, Builder, Policy, Runner
 from lrms_vm.trust.x509 import TrustAnchors
 
-__all__ = ["Claim", "Endorsement", "SignatureFiles", "TrustAnchors", "check_bytes", "check_claim"]
+__all__ = ["Claim", "Endorsement", "SignatureFiles", "TrustAnchors", "check_bytes", "check_claim", "named_signer"]
 
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between the signer's clock and ours
 DGST_DIGESTS = ("sha256", "sha384", "sha512", "sha1")  # suffixes of bare signatures
@@ -182,6 +182,15 @@ def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) 
             code="image-blocked",
         )
     return Endorsement(signer=claim.signer, issuer=claim.issuer, rule=claim.rule, sha256=sha256)
+
+
+def named_signer(files: SignatureFiles) -> tuple[str, str] | None:
+    """(subject, issuer) that a signature names, proved or not: for a refusal's report only."""
+    try:
+        signer = cms.parse(files.signature).signer if files.kind == "cms" else _bare_chain(files)[0]
+    except RequestError:
+        return None
+    return dn.show(signer.subject), dn.show(signer.issuer)
 
 
 def _bare_chain(files: SignatureFiles) -> tuple[certificates.Certificate, ...]:

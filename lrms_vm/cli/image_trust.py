@@ -1,0 +1,264 @@
+"""`lrms-vm image sign` and `lrms-vm image verify`: vouch for an image, and ask whether it would boot here now."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrms_vm import config as configuration
+from lrms_vm.errors import LrmsVmError, RequestError, UsageError
+
+if TYPE_CHECKING:
+    from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles
+
+DIGESTS = ("sha256", "sha384", "sha512")
+_SUFFIXES = (*DIGESTS, "sha1")
+_MAX_BYTES = 64 << 10
+
+_SIGN = """\
+examples:
+  lrms-vm image sign atlas.raw --cert ~/.globus/usercert.pem --key ~/.globus/userkey.pem
+  lrms-vm image sign atlas.raw --cert u.pem --key k.pem --form dgst    as openssl dgst -sha256 -sign does
+"""
+_VERIFY = """\
+examples:
+  lrms-vm image verify atlas.raw
+  lrms-vm image verify atlas.raw --user atlas001 --partition grid --json
+
+exit codes: 0 accepted, 77 refused, 75 the site cannot decide now (CRL missing or expired), 64 usage, 78 broken policy
+"""
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    _register_sign(verbs)
+    _register_verify(verbs)
+
+
+def _register_sign(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "sign",
+        help="vouch for an image with your grid certificate",
+        description="Sign the image's bytes; writes IMAGE.p7s, or IMAGE.sha256 with IMAGE.crt.",
+        epilog=_SIGN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("--cert", type=Path, required=True, metavar="PEM", help="your certificate")
+    parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="its private key")
+    parser.add_argument("--chain", type=Path, metavar="PEM", help="certificates between yours and the CA's root")
+    parser.add_argument("--form", choices=("cms", "dgst"), default="cms", help="detached CMS, or bare (default: cms)")
+    parser.add_argument("--digest", choices=DIGESTS, help="default: sha256 (sha512 for an Ed25519 key)")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_sign)
+
+
+def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "verify",
+        help="would this image boot here now, and by which rule?",
+        description="Check signature, signer, revocation, policy and every byte. Looks at IMAGE.p7s, "
+        "else IMAGE.sha256 (.sha384, .sha512, .sha1) with the certificate in IMAGE.crt.",
+        epilog=_VERIFY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("--signature", type=Path, metavar="FILE", help="where it is not beside the image")
+    parser.add_argument("--cert", type=Path, metavar="PEM", help="the signer's certificate, for a bare signature")
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="default: the site's trust.toml")
+    parser.add_argument("--name", help="the image's name at the site (default: the file's, without .img or .raw)")
+    parser.add_argument("--user", help="and may this user run it?")
+    parser.add_argument("--partition", default="", help="where (default: a node with no batch system)")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=_verify)
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    from lrms_vm import signing
+
+    at = datetime.now(UTC)
+    signer = signing.load_signer(
+        _read(args.cert, "--cert"),
+        _read(args.key, "--key"),
+        _read(args.chain, "--chain") if args.chain else b"",
+        password=_ask_password,
+        at=at,
+    )
+    digest = args.digest or ("sha512" if isinstance(signer.key, ed25519.Ed25519PrivateKey) else "sha256")
+    done = signing.sign_image(args.image, signer, form=args.form, digest=digest, at=at)
+    _warn_about_others(args.image, done.files)
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "files": [str(path) for path in done.files],
+                    "signer": done.signer,
+                    "digest": f"{done.digest_algorithm}:{done.digest.hex()}",
+                    "size_bytes": done.size_bytes,
+                }
+            )
+        )
+    names = " and ".join(str(path) for path in done.files)
+    print(f"lrms-vm: {args.image}: signed by {done.signer}: {names}", file=sys.stderr)
+    return 0
+
+
+def _warn_about_others(image: Path, made: tuple[Path, ...]) -> None:
+    """`verify` looks at one signature only, in the order of `_side_files`."""
+    for suffix in ("p7s", *_SUFFIXES):
+        other = image.with_name(f"{image.name}.{suffix}")
+        if other in made:
+            return
+        if other.exists():
+            print(f"lrms-vm: {other} is there too, and is looked at first: remove it if it is old", file=sys.stderr)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    files: SignatureFiles | None = None
+    try:
+        if not args.image.is_file():
+            raise UsageError(f"{args.image}: no such image file", code="image-unreadable")
+        files = _side_files(args.image, args.signature, args.cert)
+        claim, endorsement = _decide(args, files)
+    except LrmsVmError as error:
+        if args.json:
+            print(json.dumps(_refused(error, files)))
+        raise
+    if args.json:
+        print(json.dumps(_accepted(claim, endorsement)))
+    may_run = f", and {args.user} may run it by rule {claim.runner!r}" if claim.runner else ""
+    print(
+        f"lrms-vm: {args.image}: accepted: signed by {claim.signer}, builder rule {claim.rule!r} ({claim.rule_where})"
+        f"{may_run}, until {claim.valid_until:%Y-%m-%d %H:%M}Z",
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, Endorsement]:
+    from lrms_vm.anchors import read_anchors
+    from lrms_vm.signing import hash_image
+    from lrms_vm.trust import verify
+    from lrms_vm.trust.policy import parse_policy
+
+    # What root believes must be root's; somebody else asks for himself, with a file of his own.
+    must_be_root_owned = os.geteuid() == 0 or args.policy is None
+    path = args.policy or _site_policy(args.config)
+    policy = parse_policy(
+        configuration.read_trusted(path.absolute(), must_be_root_owned=must_be_root_owned), source=str(path)
+    )
+    anchors = read_anchors(Path(policy.ca_dir), must_be_root_owned=must_be_root_owned)
+    claim = verify.check_claim(
+        files,
+        anchors=anchors,
+        policy=policy,
+        image_name=args.name or args.image.name.removesuffix(".img").removesuffix(".raw"),
+        user=args.user,
+        partition=args.partition,
+        groups=_groups_of(args.user) if args.user else (),
+        at=datetime.now(UTC),
+    )
+    digests, size_bytes = hash_image(args.image, {"sha256", claim.digest_algorithm})
+    return claim, verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
+
+
+def _site_policy(config: Path | None) -> Path:
+    path = config or configuration.DEFAULT_PATH
+    if config is None and not path.exists():
+        return Path(configuration.Config().policy)
+    return Path(configuration.load(path).policy)
+
+
+def _groups_of(user: str) -> tuple[str, ...]:
+    import grp
+    import pwd
+
+    try:
+        gids = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
+    except KeyError:
+        return ()  # no account on this machine; rules by user name still hold
+    names = []
+    for gid in gids:
+        try:
+            names.append(grp.getgrgid(gid).gr_name)
+        except KeyError:
+            continue  # a group without a name is in no rule
+    return tuple(names)
+
+
+def _side_files(image: Path, signature: Path | None, certificate: Path | None) -> SignatureFiles:
+    """Which signature to look at, by its suffix. Raises `RequestError` "not-signed" where there is none."""
+    from lrms_vm.trust.verify import SignatureFiles
+
+    if signature is None:
+        for suffix in ("p7s", *_SUFFIXES):
+            signature = image.with_name(f"{image.name}.{suffix}")
+            if signature.exists():
+                break
+        else:
+            raise RequestError(
+                f"{image}: not signed: there is neither {image.name}.p7s nor {image.name}.sha256 beside it",
+                hint="sign it with `lrms-vm image sign`, or name the signature with --signature",
+                code="not-signed",
+            )
+    content = _read(signature, "--signature")
+    suffix = signature.name.rpartition(".")[2]
+    if suffix not in _SUFFIXES:
+        return SignatureFiles("cms", content)
+    beside = certificate or image.with_name(f"{image.name}.crt")
+    pem = _read(beside, "--cert") if certificate or beside.exists() else None
+    return SignatureFiles("dgst", content, suffix, pem)
+
+
+def _accepted(claim: Claim, endorsement: Endorsement) -> dict[str, object]:
+    return {
+        "accepted": True,
+        "code": endorsement.code,
+        "reason": f"signed by {endorsement.signer}, who may build it by rule {endorsement.rule!r}",
+        "signer": endorsement.signer,
+        "issuer": endorsement.issuer,
+        "rule": endorsement.rule,
+        "digest": f"sha256:{endorsement.sha256}",
+        "runner": claim.runner,
+        "valid_until": claim.valid_until.isoformat(),
+    }
+
+
+def _refused(error: LrmsVmError, files: SignatureFiles | None) -> dict[str, object]:
+    """`signer` and `issuer` are then whom the signature names: nothing says that it was them."""
+    from lrms_vm.trust.verify import named_signer
+
+    named = named_signer(files) if files is not None else None
+    return {
+        "accepted": False,
+        "code": error.code,
+        "reason": str(error),
+        "signer": named[0] if named else None,
+        "issuer": named[1] if named else None,
+        "rule": None,
+        "digest": None,
+    }
+
+
+def _read(path: Path, option: str) -> bytes:
+    """A small file that the caller named. One that is too long is cut where the trust core says so."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            return file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{option}: {path}: cannot read: {error.strerror}", code="file-unreadable") from error
+
+
+def _ask_password() -> bytes:
+    import getpass
+
+    if not sys.stdin.isatty():
+        raise UsageError("--key: the key has a password, and there is no terminal to ask for it", code="key-unreadable")
+    return getpass.getpass("Password of the private key: ").encode()
