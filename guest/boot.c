@@ -204,7 +204,7 @@ static void make_mount_points(const char *seed, const struct user *user) {
     }
 }
 
-/* sshd_config(5). One user, one key, no way in but the channel, nothing forwarded but srun's socket. */
+/* sshd_config(5). One user, one key, no way in but the channel, nothing forwarded from the guest but to srun's socket. */
 static void write_ssh_files(const char *seed, const struct user *user) {
     size_t length;
     char *text = seed_file(seed, "ssh_host_ed25519_key", &length), path[MAX_FIELD], config[4096];
@@ -227,7 +227,7 @@ static void write_ssh_files(const char *seed, const struct user *user) {
                         "PermitUserRC no\n"
                         "X11Forwarding no\n"
                         "AllowAgentForwarding no\n"
-                        "AllowTcpForwarding no\n"
+                        "AllowTcpForwarding remote\n" /* "no" would forbid srun's socket, too; only the host can ask for any */
                         "PermitTunnel no\n"
                         "AllowStreamLocalForwarding yes\n"
                         "StreamLocalBindMask 0177\n"

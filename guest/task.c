@@ -164,21 +164,23 @@ static bool ended(pid_t child) {
     return waitid(P_PID, (id_t)child, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == child;
 }
 
-/* Until the payload ends. When the session goes away (nobody reads our stderr; a terminal hangs up), so must it. */
+/* Until the payload ends. When the session goes away, so must it:
+ * nobody reads our stdout or stderr any more, or the terminal hangs up. */
 static void attend(pid_t child, bool tty, int signals) {
     long long lost_at = 0;
     bool told = false;
     while (!ended(child)) {
-        struct pollfd slots[2] = {
+        struct pollfd slots[3] = {
             {.fd = signals, .events = POLLIN},
-            {.fd = lost_at ? -1 : tty ? STDIN_FILENO : STDERR_FILENO},
+            {.fd = lost_at ? -1 : STDOUT_FILENO},
+            {.fd = lost_at ? -1 : STDERR_FILENO},
         };
-        poll(slots, 2, lost_at ? 50 : -1);
+        poll(slots, 3, lost_at ? 50 : -1);
         struct signalfd_siginfo info;
         while (read(signals, &info, sizeof info) == sizeof info)
             if (info.ssi_signo == SIGHUP && tty && !lost_at)
                 lost_at = now_ms();
-        if (!lost_at && slots[1].revents & (POLLHUP | POLLERR | POLLNVAL))
+        if (!lost_at && (slots[1].revents | slots[2].revents) & (POLLHUP | POLLERR))
             lost_at = now_ms();
         if (lost_at && !told && now_ms() - lost_at > HUP_AFTER_MS) {
             kill(-child, SIGHUP);

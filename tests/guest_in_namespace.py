@@ -6,6 +6,7 @@ Seconds instead of a boot, so the contract of channel, exec and srun can be test
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -96,10 +97,8 @@ class GuestInNamespace:
         self.kill()
         self.listener.close()
         if self.attached is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.attached.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.attached.wait()
         shutil.rmtree(self.root)
 

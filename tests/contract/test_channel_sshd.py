@@ -41,7 +41,7 @@ def test_ready_says_when_the_guest_and_its_shares_were_up(guest: GuestInNamespac
 
 
 def test_the_payload_is_the_job_s_user_and_its_groups(guest: GuestInNamespace) -> None:
-    result = guest.exec("sh", "-c", "id -u; id -un; id -Gn; hostname; getent passwd | grep -c ':x:%d:'" % UID)
+    result = guest.exec("sh", "-c", "id -u; id -un; id -Gn; hostname; getent passwd | grep -c :x:" + f"{UID}:")
     assert result.stdout.decode().split("\n")[:5] == [str(UID), NAME, "theirs atlas", "test-guest", "1"]
 
 
@@ -76,13 +76,23 @@ def test_stdout_and_stderr_stay_apart_and_can_be_opened_by_name(guest: GuestInNa
 
 
 def test_arguments_pass_byte_by_byte(guest: GuestInNamespace) -> None:
-    words = [b"", b" two  blanks ", b"'\"`$(id)\\", b"new\nline\n", "Grüße 物理".encode(), b"\xff\x80\x81", b"-n", b"--", b"*"]
+    words = [
+        b"",
+        b" two  blanks ",
+        b"'\"`$(id)\\",
+        b"new\nline\n",
+        "Grüße 物理".encode(),
+        b"\xff\x80\x81",
+        b"-n",
+        b"--",
+        b"*",
+    ]
     result = guest.exec("printf", "%s\\0", *words)
     assert result.stdout == b"\0".join(words) + b"\0"
 
 
 def test_a_long_environment_and_exported_functions_survive(guest: GuestInNamespace) -> None:
-    environment = {b"PATH": b"/nowhere", b"BASH_FUNC_hello%%": b"() {  echo \"hello $1\"\n}", b"LD_PRELOAD": b"/x.so"}
+    environment = {b"PATH": b"/nowhere", b"BASH_FUNC_hello%%": b'() {  echo "hello $1"\n}', b"LD_PRELOAD": b"/x.so"}
     environment |= {b"BIG_%d" % i: os.urandom(3000).hex().encode() for i in range(40)}
     result = guest.exec("bash", "-c", "hello you; echo ${#BIG_39} $PATH ${LD_PRELOAD-unset}", environment=environment)
     assert result.stdout.split() == [b"hello", b"you", b"6000", *[b"/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"], b"unset"]  # fmt: skip
@@ -100,7 +110,9 @@ def test_a_script_is_copied_in(guest: GuestInNamespace) -> None:
 
 def test_the_working_directory_is_shared_both_ways_with_the_umask(guest: GuestInNamespace) -> None:
     (guest.work / "in").write_text("from the host")
-    result = guest.exec("sh", "-c", "umask 022; pwd; cat in; echo made > out; mkdir d; chmod 750 d; ls d/..", umask=0o027)
+    result = guest.exec(
+        "sh", "-c", "umask 022; pwd; cat in; echo made > out; mkdir d; chmod 750 d; ls d/..", umask=0o027
+    )
     assert result.stdout.startswith(f"{guest.work}\nfrom the host".encode()), result
     assert (guest.work / "out").read_text() == "made\n"
     assert stat.S_IMODE((guest.work / "out").stat().st_mode) == 0o644
@@ -184,7 +196,9 @@ def test_processes_left_behind_end_with_the_payload(guest: GuestInNamespace) -> 
 
 def test_many_tasks_at_once(guest: GuestInNamespace) -> None:
     tasks = [guest.start("sh", "-c", f"sleep 0.2; echo {i}; exit {i}") for i in range(12)]
-    assert [(task.communicate(timeout=60)[0], task.returncode) for task in tasks] == [(b"%d\n" % i, i) for i in range(12)]
+    assert [(task.communicate(timeout=60)[0], task.returncode) for task in tasks] == [
+        (b"%d\n" % i, i) for i in range(12)
+    ]
 
 
 def test_a_task_takes_little_more_than_on_the_host(guest: GuestInNamespace) -> None:
@@ -266,7 +280,9 @@ def test_srun_in_the_guest_runs_the_real_one_on_the_host(guest: GuestInNamespace
     (bin_directory / "srun").write_text(FAKE_SRUN)
     (bin_directory / "srun").chmod(0o755)
     service = guest.root / "lrms_vm" / "srun_service.py"
-    service.write_text(service.read_text().replace('PATH = "/usr/local/sbin:', f'PATH = "{bin_directory}:/usr/local/sbin:'))
+    service.write_text(
+        service.read_text().replace('PATH = "/usr/local/sbin:', f'PATH = "{bin_directory}:/usr/local/sbin:')
+    )
     script = guest.root / "job.sh"
     srun = "/run/lrms_vm/guest srun"
     script.write_text(
