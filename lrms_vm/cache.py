@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Decide", "Entry", "acquire", "clean", "entries", "evict", "release", "verify"]
 
-ASK_TIMEOUT_S = 20.0  # how long a server may take with a signature of which we have a copy
+ASK_TIMEOUT_S = 5.0  # how long a server may take with a signature of which we have a copy
 Digests = Mapping[str, bytes]
 
 
@@ -106,6 +106,7 @@ def _claimed(job: _Job) -> tuple[SignatureFiles, Claim]:
     except SiteError:
         if copy is None:
             raise
+        sidefiles.asked(job.places, job.entry)
         return copy[0], job.decide.claim(copy[0], job.entry.name)
     claim = job.decide.claim(files, job.entry.name)
     if not job.entry.url.startswith("/"):

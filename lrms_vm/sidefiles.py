@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lrms_vm.trust.verify import Claim, SignatureFiles
 
 MAX_BYTES = 64 << 10
-ASK_AGAIN_S = 300.0  # how long a good copy from a server is used without asking
+ASK_AGAIN_S = 300.0  # how long a good copy is used before the server is asked (again)
 DGST_SUFFIXES = ("sha256", "sha384", "sha512", "sha1")
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
 
@@ -81,6 +81,11 @@ def keep_copy(places: Places, entry: ImageEntry, files: SignatureFiles) -> None:
         "certificate": None if certificate is None else base64.b64encode(certificate).decode(),
     }
     write_durably(_copy_path(places, entry), json.dumps(words).encode())
+
+
+def asked(places: Places, entry: ImageEntry) -> None:
+    """The server did not answer: let the next jobs not wait for it as well. Raises `OSError`."""
+    os.utime(_copy_path(places, entry))
 
 
 def image_key(files: SignatureFiles, claim: Claim) -> str:
