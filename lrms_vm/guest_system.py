@@ -25,6 +25,7 @@ AllowIsolate=yes
 
 # The seed is found by its label: without udev there is no /dev/disk, and mount(8) looks for itself.
 # mode and dmode: iso9660 without Rock Ridge's own modes; the host's key on it is root's alone.
+# The mount point is not a RuntimeDirectory: systemd would set it up anew before each Exec line, on the read-only seed.
 # KillMode: when the channel's program is restarted, payloads that run go on.
 GUEST_UNIT = """\
 [Unit]
@@ -34,9 +35,10 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=exec
-RuntimeDirectory=lrms_vm lrms_vm/seed sshd
+RuntimeDirectory=lrms_vm sshd
 RuntimeDirectoryPreserve=yes
 RuntimeDirectoryMode=0755
+ExecStartPre=/bin/mkdir -p /run/lrms_vm/seed
 ExecStartPre=-/bin/mount -t iso9660 -o ro,nosuid,nodev,mode=0500,dmode=0500,uid=0,gid=0 LABEL=cidata /run/lrms_vm/seed
 ExecStart=/run/lrms_vm/seed/lrms_vm/guest boot /run/lrms_vm/seed/lrms_vm
 Restart=always
