@@ -275,8 +275,10 @@ def test_a_stored_image_that_is_no_plain_read_only_file_is_fetched_again(places:
 def test_a_stored_image_that_somebody_is_writing_to_is_not_served(places: Places) -> None:
     fetch = served()
     image = acquire(places, fetch)
-    os.utime(image.path)
-    with Path(image.path).open("r+b"):
+    path = Path(image.path)
+    path.chmod(0o644)
+    with path.open("r+b"):
+        path.chmod(0o444)
         acquire(places, fetch)
     assert fetch.log.count(URL) == 2
 
