@@ -7,17 +7,16 @@ payload result; teardown (teardown.py) undoes what the record lists and returns 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrms_vm import cache, channel, domain, keys, overlay, seed
+from lrms_vm import cache, channel, domain, keys, overlay, seed, site_kernel
 from lrms_vm.account import Account, look_up
 from lrms_vm.command import remaining_s, spawn_detached
-from lrms_vm.config import Config, Kernel
+from lrms_vm.config import Config
 from lrms_vm.decision import Decision
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError
 from lrms_vm.fetch import Fetcher
@@ -82,7 +81,7 @@ def prologue(
     image = _acquire(request, allocation, account, record, config=config, actors=actors, deadline=deadline)
     described = domain.describe(request, allocation, image, config=config, places=job)
     with record.phase("kernel"):
-        _require_digests(config.kernels[request.kernel or config.kernel])
+        site_kernel.require_digests(config.kernels[request.kernel or config.kernel], places)
     with record.phase("overlay"):
         record.note("disk_dir", path=str(job.disk))
         _make_directory(job.disk, 0o711)
@@ -252,22 +251,6 @@ def _ready(
         started_at=started_at,
         image=_provenance(image),
     )
-
-
-def _require_digests(kernel: Kernel) -> None:
-    """The site's kernel is what the configuration says it is. Raises `NodeError`: another node's copy may be good."""
-    for path, expected in ((kernel.vmlinuz, kernel.vmlinuz_sha256), (kernel.initrd, kernel.initrd_sha256)):
-        try:
-            with open(path, "rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise NodeError(f"{path}: cannot read: {error.strerror}", code="kernel-missing") from error
-        if found != expected:
-            raise NodeError(
-                f"{path}: sha256 {found}, expected {expected}",
-                hint=f"install kernel {kernel.name} again, or correct [kernels.{kernel.name}]",
-                code="kernel-differs",
-            )
 
 
 def _template(config: Config, hypervisor: str) -> str:

@@ -4,6 +4,7 @@
       store/sha256/ab/<hex>/               0755 root      verified images, see cache.py
       ingest/  locks/  leases/             0700 root      see cache.py
       signatures/  quarantine/             0700 root      see sidefiles.py, store.py
+      kernels/<sha256>.json                0600 root      stamps of the site's kernels, see site_kernel.py
       jobs/<key>/                          0711 root      per-job disks, gone after the epilogue
         overlay.qcow2                      0600 hypervisor's user
         seed.iso                           0600 hypervisor's user

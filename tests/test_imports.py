@@ -24,7 +24,7 @@ _EFFECTS = """
     config command account record journal
     anchors decision resolve
     fetch_http fetch hashing lease store sidefiles ingest upkeep cache
-    keys signing overlay seed
+    site_kernel keys signing overlay seed
     guest channel share attach srun_service payload
     lifecycle teardown slurm_node node submit
     build checks install
