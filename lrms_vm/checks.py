@@ -16,6 +16,7 @@ from pathlib import Path
 from lrms_vm import command
 from lrms_vm.config import Config, read_trusted
 from lrms_vm.errors import LrmsVmError
+from lrms_vm.trust.verify import TrustAnchors
 
 TIMEOUT_S = 10.0
 MIN_FREE_BYTES = 2 << 30
@@ -134,7 +135,7 @@ def _policy(config: Config) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def crl_ages(anchors: object) -> list[tuple[str, float]]:
+def crl_ages(anchors: TrustAnchors) -> list[tuple[str, float]]:
     """(issuer, nextUpdate as time.time()) of each CRL; the trust core does the reading."""
     from lrms_vm.trust import x509
 

@@ -173,7 +173,7 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
     for path in (job.user.ready, job.user.payload):
         phases |= _user_times_ms(path, uid=begin.get("uid", -1))
     phases["teardown"] = round(teardown_ms, 2)
-    history = {
+    history: dict[str, Any] = {
         "version": record.VERSION,
         "key": key,
         **{name: begin[name] for name in ("job_id", "node", "lrms", "user", "uid", "started_at") if name in begin},

@@ -148,7 +148,7 @@ def _reap(args: argparse.Namespace) -> int:
     name = args.node or os.environ.get("SLURMD_NODENAME")
     if not name:
         raise UsageError("reap: which node is this?", hint="--node NAME", code="node-unknown")
-    from lrms_vm import node, slurm_node, teardown
+    from lrms_vm import cache, node, slurm_node, teardown
 
     hypervisor = node.hypervisor(config)
     deadline = time.monotonic() + REAP_TIMEOUT_S
@@ -157,6 +157,8 @@ def _reap(args: argparse.Namespace) -> int:
         for key in teardown.keys_on(name, places=config.places, hypervisor=hypervisor, deadline=deadline)
         if key.startswith("slurm-")
     }
+    for what in cache.clean(config.places):
+        print(f"cache: removed {what}")
     if not found:
         return 0
     listing = slurm_node.ask(slurm.active_jobs_argv(config.scontrol, name), os.environ)
