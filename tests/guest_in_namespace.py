@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAM = REPOSITORY / "guest" / "lrms-vm-guest"
 NOBODY = pwd.getpwnam("nobody")  # ssh wants its user to exist on the host, too
 UID, GID, NAME = NOBODY.pw_uid, NOBODY.pw_gid, NOBODY.pw_name
+TEAM_GID = 4800
 SETUP = """\
 set -e
 mount -t tmpfs -o mode=0755 none /mnt
@@ -36,6 +37,7 @@ mkdir /mnt/etc && cp -a /etc/. /mnt/etc/ 2>/dev/null || true
 mount --bind /mnt/etc /etc
 mount -t tmpfs -o mode=0755 none /home
 mount -t tmpfs -o mode=0755 none /run
+mount -t tmpfs -o mode=0755 none "$3"  # as in a guest: nothing of a share is there but through the channel
 exec "$1" boot "$2" -
 """
 
@@ -46,7 +48,8 @@ class GuestInNamespace:
     def __init__(self, *, up_after_s: float = 0.0, answers: bool = True, boot_timeout_s: int = 30) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="lrms-", dir="/tmp"))
         self.root.chmod(0o755)
-        self.work = self.root / "work"
+        self.shares = self.root / "shares"
+        self.work, self.team = self.shares / "work", self.shares / "team"  # the user's; only readable by a group
         self.job = JobPlaces(run=self.root / "job", disk=self.root / "disk")
         self.verdict = self.root / "verdict.json"
         self.up_after_s, self.answers, self.boot_timeout_s = up_after_s, answers, boot_timeout_s
@@ -56,9 +59,20 @@ class GuestInNamespace:
 
     def __enter__(self) -> GuestInNamespace:
         shutil.copytree(REPOSITORY / "lrms_vm", self.root / "lrms_vm", ignore=shutil.ignore_patterns("__pycache__"))
-        for directory, mode in ((self.work, 0o755), (self.job.run, 0o711), (self.job.user.root, 0o700)):
+        places = {
+            self.shares: 0o755,
+            self.work: 0o755,
+            self.team: 0o750,
+            self.job.run: 0o711,
+            self.job.user.root: 0o700,
+        }
+        for directory, mode in places.items():
             directory.mkdir()
             directory.chmod(mode)
+        (self.team / "calibration").write_text("pedestal 7\n")
+        (self.team / "calibration").chmod(0o640)
+        for path in (self.team, self.team / "calibration"):
+            os.chown(path, 0, TEAM_GID)
         for path in (self.work, self.job.user.root):
             os.chown(path, UID, GID)
         self._write_seed()
@@ -72,7 +86,7 @@ class GuestInNamespace:
                     uid=UID,
                     job_dir=str(self.job.run),
                     work_dir=str(self.work),
-                    shares=(str(self.work),),
+                    shares=(str(self.work), str(self.team)),
                     user_name=NAME,
                     home=f"/home/{NAME}",
                     boot_timeout_s=self.boot_timeout_s,
@@ -129,7 +143,7 @@ class GuestInNamespace:
             env=environment if environment is not None else {"PATH": "/usr/bin:/bin"},
             user=UID,
             group=GID,
-            extra_groups=[],
+            extra_groups=[TEAM_GID],
             start_new_session=True,
             **how,
         )
@@ -162,7 +176,18 @@ class GuestInNamespace:
             return
         namespaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.guest = subprocess.Popen(
-            [*namespaces, "--propagation", "private", "sh", "-c", SETUP, "sh", str(PROGRAM), str(self.root / "seed")],
+            [
+                *namespaces,
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                SETUP,
+                "sh",
+                str(PROGRAM),
+                str(self.root / "seed"),
+                str(self.shares),
+            ],
             stdin=connection,
             stdout=subprocess.DEVNULL,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
@@ -192,10 +217,10 @@ class GuestInNamespace:
             "version": "1\n",
             "hostname": "test-guest\n",
             "passwd": f"{NAME}:x:{UID}:{GID}:A. Physicist:/home/{NAME}:/bin/bash\n",
-            "group": f"theirs:x:{GID}:\natlas:x:4800:{NAME}\n",
+            "group": f"theirs:x:{GID}:\natlas:x:{TEAM_GID}:{NAME}\n",
             "ssh_host_ed25519_key": (self.root / "host").read_text(),
             "authorized_keys": public["user"],
-            "shares": f"{self.work}\n",
+            "shares": f"{self.work}\n{self.team}\n",
         }
         for name, line in lines.items():
             (seed / name).write_text(line)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import pty
 import signal
 import stat
+import struct
 import subprocess
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,7 +137,13 @@ def test_the_share_s_server_sees_nothing_else_of_the_host(guest: GuestInNamespac
     for process in ours:
         assert not (process / "root" / "etc/hostname").exists()
         assert not (process / "root" / "home").exists()
-        assert [p.name for p in (process / "root" / "tmp" / guest.root.name).iterdir()] == ["work"]
+        assert [p.name for p in (process / "root" / "tmp" / guest.root.name).iterdir()] == ["shares"]
+        assert [p.name for p in (process / "root" / str(guest.shares).lstrip("/")).iterdir()] == ["work"]
+
+
+def test_a_directory_that_only_the_group_can_read_can_be_read_and_not_written(guest: GuestInNamespace) -> None:
+    result = guest.exec("sh", "-c", "pwd; cat calibration; echo x > new || echo refused", cwd=guest.team)
+    assert result.stdout == f"{guest.team}\npedestal 7\nrefused\n".encode()
 
 
 def test_a_directory_that_is_not_shared_is_told_and_home_is_used(guest: GuestInNamespace) -> None:
@@ -208,6 +218,30 @@ def test_a_task_takes_little_more_than_on_the_host(guest: GuestInNamespace) -> N
         assert guest.exec("true").returncode == 0
         took.append(time.monotonic() - started)
     assert min(took) < 0.3
+
+
+def test_a_terminal_is_the_payload_s(guest: GuestInNamespace) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    script = "stty size; test -t 1 && echo tty; trap 'echo got; exit 4' INT; echo ready; while :; do sleep 0.05; done"
+    process = guest.start(
+        *("bash", "-c", script),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    seen = b""
+    with open(ours, "r+b", buffering=0) as terminal:
+        while b"ready" not in seen:
+            seen += terminal.read(1000)
+        terminal.write(b"\x03")
+        while b"got" not in seen:
+            seen += terminal.read(1000)
+        assert process.wait(20) == 4
+    assert b"33 99" in seen
+    assert b"tty" in seen
 
 
 def test_a_lost_connection_is_70_with_the_console_whatever_the_payload_did(program: None) -> None:
