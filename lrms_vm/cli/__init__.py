@@ -42,7 +42,7 @@ exit codes: 64 usage, 69 node at fault, 70 guest lost, 75 try again later, 77 re
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Errors of ours become one line on stderr."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _config_first(sys.argv[1:] if argv is None else argv)
     parser = _parser(_verb_of(arguments))
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):
@@ -65,6 +65,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _config_first(arguments: Sequence[str]) -> list[str]:
+    """Let --config stand behind the verb too, where people type it; what follows `--` is the user's own command."""
+    ours = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    moved: list[str] = []
+    for at, word in reversed(list(enumerate(ours))):
+        if word.startswith("--config="):
+            moved = [ours.pop(at), *moved]
+        elif word == "--config" and at + 1 < len(ours):
+            moved = [ours.pop(at), ours.pop(at), *moved]
+    return [*moved, *ours, *arguments[len(ours) + len(moved) :]]
 
 
 def _verb_of(arguments: Sequence[str]) -> str | None:
