@@ -105,7 +105,7 @@ class Libvirt:
                 if self._connection is None or not self._connection.isAlive():
                     self._connection = libvirt.open(self._uri)
                 done.append(call(self._connection))
-            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
+            except BaseException as error:  # the caller's thread raises it
                 failed.append(error)
 
         thread = threading.Thread(target=work, name=f"libvirt: {what}", daemon=True)
@@ -135,7 +135,7 @@ class Libvirt:
         return _HINT.format(uri=self._uri)
 
     def _process(self, name: str) -> int | None:
-        """A descriptor (pidfd_open(2)) of the domain's qemu, by the pid file that libvirt keeps; None: there is none."""
+        """A descriptor (pidfd_open(2)) of the domain's qemu, by libvirt's pid file; None: there is none."""
         if not self._uri.startswith("qemu:///system") or "/" in name:
             return None
         try:

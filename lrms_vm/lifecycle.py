@@ -93,7 +93,7 @@ def prologue(
         pair = keys.make_pair()
         seed.make(described, account, pair, shares, config=config, timeout_s=remaining_s(deadline))
     with record.phase("render"):
-        xml = domain.render(described, _template(config, described.hypervisor))
+        xml = domain.render(described, template_text(config, described.hypervisor))
         domain.compare(described, xml)
         _write(job.domain_xml, xml.encode(), 0o600)
     with record.phase("create"):
@@ -253,7 +253,8 @@ def _ready(
     )
 
 
-def _template(config: Config, hypervisor: str) -> str:
+def template_text(config: Config, hypervisor: str) -> str:
+    """The site's template for a domain, or ours. Raises `NodeError`."""
     directory = Path(config.templates_dir) if config.templates_dir else Path(__file__).with_name("templates")
     name = "domain-xen.xml.j2" if hypervisor == "xen" else "domain-qemu.xml.j2"
     try:
