@@ -14,11 +14,12 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from lrms_vm import channel
 from lrms_vm.errors import GuestLost, LrmsVmError, NodeError
-from lrms_vm.paths import JobPlaces, UserPlaces
+from lrms_vm.paths import JobPlaces, UserPlaces, below
 from lrms_vm.verdict import Verdict
 
 BWRAP = "/usr/bin/bwrap"
@@ -29,19 +30,28 @@ SHARES_TIMEOUT_S = 60
 
 def attach(verdict: Verdict) -> None:
     """Do it all; the outcome is in `ready` or `failed`. Raises `LrmsVmError` after writing `failed`."""
+    shares = outermost(verdict.shares)
     user = JobPlaces(run=Path(verdict.job_dir), disk=Path(verdict.job_dir)).user  # the disks are root's affair
     deadline = time.monotonic() + verdict.boot_timeout_s
     try:
         _wait_for_guest(user, verdict, deadline)
         up_at = time.time()
-        for share in verdict.shares:
+        for share in shares:
             _offer_share(user, verdict.key, share)
-        _wait_for_shares(user, verdict)
+        _wait_for_shares(user, verdict.key, shares)
         times = {"guest_up": _ms(up_at, verdict), "shares": round((time.time() - up_at) * 1e3, 1)}
         _write(user.ready, times)
     except LrmsVmError as error:
         _write(user.failed, {"message": str(error), "code": error.code})
         raise
+    except Exception as error:  # a defect of ours: the payload must not wait for a guest that nobody attends to
+        _write(user.failed, {"message": f"cannot connect to the guest: {error!r}", "code": "attach-failed"})
+        raise
+
+
+def outermost(shares: Sequence[str]) -> list[str]:
+    """Those that no other contains: what is mounted inside another share would be hidden by it, or hide it."""
+    return [share for share in shares if not any(other != share and below(share, (other,)) for other in shares)]
 
 
 def sftp_argv(share: str, *, server: str, exists: frozenset[str]) -> list[str]:
@@ -97,18 +107,17 @@ def _offer_share(user: UserPlaces, key: str, share: str) -> None:
         )
 
 
-def _wait_for_shares(user: UserPlaces, verdict: Verdict) -> None:
-    if not verdict.shares:
+def _wait_for_shares(user: UserPlaces, key: str, shares: Sequence[str]) -> None:
+    if not shares:
         return
-    command = channel.guest_command("mounted", str(SHARES_TIMEOUT_S), *map(_word, verdict.shares))
+    command = channel.guest_command("mounted", str(SHARES_TIMEOUT_S), *map(_word, shares))
     with open(os.devnull, "r+b") as null:
         argv = channel.session_argv(user, command)
-        pid = channel.start(argv, environment=channel.environment(verdict.key), fds=(null.fileno(), null.fileno(), 2))
+        pid = channel.start(argv, environment=channel.environment(key), fds=(null.fileno(), null.fileno(), 2))
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code != 0:
         raise GuestLost(
-            f"the working directory and shares could not be mounted in the guest (exit {code}): "
-            f"{', '.join(verdict.shares)}",
+            f"the working directory and shares could not be mounted in the guest (exit {code}): {', '.join(shares)}",
             hint=f"see {user.attach_log} on the node",
             code="shares-failed",
         )

@@ -24,6 +24,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,3 +165,9 @@ class UserPlaces:
     @property
     def attach_log(self) -> Path:
         return self.root / "attach.log"
+
+
+def below(path: str, shares: Sequence[str]) -> bool:
+    """Whether `path` is one of `shares` or in one, by name."""
+    clean = os.path.normpath(path) if path.startswith("/") else ""
+    return any(clean == share or clean.startswith(share.rstrip("/") + "/") for share in map(os.path.normpath, shares))

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from lrms_vm import channel
 from lrms_vm.environment import entries, payload_environment
 from lrms_vm.errors import GuestLost, NodeError, RequestError
-from lrms_vm.paths import UserPlaces
+from lrms_vm.paths import UserPlaces, below
 from lrms_vm.verdict import Verdict
 
 NOT_FORWARDED = {
@@ -156,7 +156,10 @@ def description(directory: str, environment: Mapping[bytes, bytes], words: Seque
 
 def guest_directory(logical: bytes, verdict: Verdict) -> str:
     """Where the payload starts: the job's working directory where the guest has it, else "" (home) and a word of it."""
-    physical = os.getcwd()
+    try:
+        physical = os.getcwd()
+    except FileNotFoundError:
+        physical = verdict.work_dir  # removed under us
     for candidate in (os.fsdecode(logical), physical, verdict.work_dir):
         if below(candidate, verdict.shares) and _same(candidate, physical):
             return candidate
@@ -166,12 +169,6 @@ def guest_directory(logical: bytes, verdict: Verdict) -> str:
         flush=True,
     )
     return ""
-
-
-def below(path: str, shares: Sequence[str]) -> bool:
-    """Whether `path` is one of `shares` or in one, by name."""
-    clean = os.path.normpath(path) if path.startswith("/") else ""
-    return any(clean == share or clean.startswith(share.rstrip("/") + "/") for share in map(os.path.normpath, shares))
 
 
 def die_by(number: int) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from lrms_vm import srun_options
 from lrms_vm.environment import OURS, TASK_VARIABLE, pack, parse
 from lrms_vm.errors import LrmsVmError, NodeError, UsageError
+from lrms_vm.paths import below
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_FRAME_BYTES = 8 << 20
@@ -108,8 +109,6 @@ def command(
     asked: Mapping[bytes, bytes], job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH
 ) -> tuple[list[bytes], bytes, dict[bytes, bytes]]:
     """The real srun's argv, working directory and environment for what the guest asked. Raises `UsageError`."""
-    from lrms_vm.payload import below
-
     arguments = [os.fsdecode(word) for word in asked.get(b"A", b"").split(b"\0")[1:-1]]
     here = os.fsdecode(asked.get(b"D", b"/").rstrip(b"\0"))
     step = srun_options.parse(arguments, may_change_to=lambda path: below(os.path.join(here, path), shares))

@@ -45,13 +45,16 @@ exec "$1" boot "$2" -
 class GuestInNamespace:
     """One job's directories, a verdict, and a guest behind the channel."""
 
-    def __init__(self, *, up_after_s: float = 0.0, answers: bool = True, boot_timeout_s: int = 30) -> None:
+    def __init__(
+        self, *, up_after_s: float = 0.0, answers: bool = True, dies: bool = False, boot_timeout_s: int = 30
+    ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="lrms-", dir="/tmp"))
         self.root.chmod(0o755)
         self.shares = self.root / "shares"
         self.work, self.team = self.shares / "work", self.shares / "team"  # the user's; only readable by a group
         self.job = JobPlaces(run=self.root / "job", disk=self.root / "disk")
         self.verdict = self.root / "verdict.json"
+        self.dies = dies
         self.up_after_s, self.answers, self.boot_timeout_s = up_after_s, answers, boot_timeout_s
         self.guest: subprocess.Popen[bytes] | None = None
         self.attached: subprocess.Popen[bytes] | None = None
@@ -170,6 +173,9 @@ class GuestInNamespace:
             if self._stopping:
                 return
             time.sleep(0.01)
+        if self.dies:
+            connection.close()
+            return
         if not self.answers:
             while not self._stopping:
                 time.sleep(0.01)

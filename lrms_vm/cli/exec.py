@@ -62,6 +62,7 @@ def _exec(args: argparse.Namespace) -> int:
     from lrms_vm import environment, payload
     from lrms_vm.paths import JobPlaces
 
+    _fill_standard_descriptors()
     verdict, written_at = believe(args.verdict)
     if verdict.state == REFUSED:
         print(f"lrms-vm: {verdict.message}{f' ({verdict.hint})' if verdict.hint else ''}", file=sys.stderr)
@@ -88,6 +89,15 @@ def _exec(args: argparse.Namespace) -> int:
     if result.signal is not None:
         payload.die_by(result.signal)
     return result.exit_code if result.exit_code is not None else GuestLost.exit_code
+
+
+def _fill_standard_descriptors() -> None:
+    """Whoever started us with one of 0, 1, 2 closed meant nothing: not the next file that we happen to open."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
 
 
 def _attach(args: argparse.Namespace) -> int:

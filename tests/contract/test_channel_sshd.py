@@ -266,6 +266,21 @@ def test_a_guest_that_never_answers_is_70_for_the_payload(program: None) -> None
         assert b"Kernel panic" in result.stderr
 
 
+def test_a_guest_that_dies_while_booting_is_known_at_once(program: None) -> None:
+    with GuestInNamespace(dies=True) as dead:
+        started = time.monotonic()
+        result = dead.exec("true")
+        assert result.returncode == 70
+        assert b"no connection to the guest" in result.stderr
+        assert time.monotonic() - started < 5
+
+
+def test_closed_standard_descriptors_are_empty_ones(guest: GuestInNamespace) -> None:
+    process = guest.start("sh", "-c", "cat; exit 3", preexec_fn=lambda: (os.close(0), os.close(2)))
+    assert process.communicate(timeout=30)[0] == b""
+    assert process.returncode == 3
+
+
 def test_term_while_the_guest_boots_ends_the_job_by_term(program: None) -> None:
     with GuestInNamespace(answers=False) as booting:
         process = booting.start("true")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lrms_vm import environment
 from lrms_vm.environment import TASK_VARIABLE, pack, parse, payload_environment, unpack
 from lrms_vm.errors import RequestError
-from lrms_vm.payload import below, console_tail, description
+from lrms_vm.paths import below
+from lrms_vm.payload import console_tail, description
 from lrms_vm.verdict import READY, Verdict
 
 VERDICT = Verdict(
