@@ -89,6 +89,10 @@ def load_signer(
     return Signer(private, first, tuple(rest))
 
 
+def default_digest(signer: Signer) -> str:
+    return "sha512" if isinstance(signer.key, ed25519.Ed25519PrivateKey) else "sha256"
+
+
 def sign_image(image: Path, signer: Signer, *, form: str, digest: str, at: datetime) -> Signed:
     """Hash, sign, check, write beside the image. `form` is "cms" or "dgst"; `digest` a strong algorithm's name.
 

@@ -78,8 +78,6 @@ def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _sign(args: argparse.Namespace) -> int:
-    from cryptography.hazmat.primitives.asymmetric import ed25519
-
     from lrms_vm import signing
 
     at = datetime.now(UTC)
@@ -90,7 +88,7 @@ def _sign(args: argparse.Namespace) -> int:
         password=_ask_password,
         at=at,
     )
-    digest = args.digest or ("sha512" if isinstance(signer.key, ed25519.Ed25519PrivateKey) else "sha256")
+    digest = args.digest or signing.default_digest(signer)
     done = signing.sign_image(args.image, signer, form=args.form, digest=digest, at=at)
     _warn_about_others(args.image, done.files)
     if args.json:
