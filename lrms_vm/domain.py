@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lrms_vm.errors import ConfigError, RequestError
@@ -19,6 +19,7 @@ from lrms_vm.xml_check import Must, require
 NAME_PREFIX = "lrms_vm-"
 CHANNEL_NAME = "org.lrms_vm.channel.0"
 NAT_NETWORK = "default"  # libvirt's own
+NO_IMAGE = "/nonexistent/verified-image"  # only a `VerifiedImage` can take its place
 MIN_MEMORY_MIB = 128  # a Debian guest with systemd does not come up in less
 
 
@@ -89,6 +90,11 @@ def describe(
 
     A request can only make the guest smaller than the allocation, never larger.
     """
+    return replace(outline(request, allocation, config=config, places=places), base_path=image.path)
+
+
+def outline(request: Request, allocation: Allocation, *, config: Site, places: JobPlaces) -> Domain:
+    """The same without an image: to be looked at (`lrms-vm render`), not to be started. Raises like `describe`."""
     kernel = _kernel(request, config)
     network = _network(request, config)
     user, _, group = config.hypervisor_user.partition(":")
@@ -97,7 +103,7 @@ def describe(
         hypervisor=config.hypervisor,
         memory_mib=_memory_mib(request, allocation, config),
         vcpus=min(request.cpus or allocation.cpus, allocation.cpus),
-        base_path=image.path,
+        base_path=NO_IMAGE,
         overlay_path=str(places.overlay),
         seed_path=str(places.seed),
         kernel_path=kernel.vmlinuz,

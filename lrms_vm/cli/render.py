@@ -9,14 +9,12 @@ from pathlib import Path
 
 from lrms_vm import config as configuration
 from lrms_vm.errors import UsageError
-from lrms_vm.image import VerifiedImage
 from lrms_vm.request import OPTIONS, Allocation, parse_request
 from lrms_vm.units import parse_memory_mib
 
 DESCRIPTION = """\
 Prints the domain that a job with these options would get, as libvirt's XML, or in the hypervisor's own words
-(the qemu command line; xl.cfg for Xen), which libvirt writes. Takes no image from the cache and starts nothing:
-the image's place is shown as it would be for a digest of zeros.
+(the qemu command line; xl.cfg for Xen), which libvirt writes. Takes no image from the cache and starts nothing.
 """
 EXAMPLE = """\
 examples:
@@ -53,12 +51,8 @@ def _run(args: argparse.Namespace) -> int:
     options = {word: text for word in OPTIONS if (text := getattr(args, word.replace("-", "_"))) is not None}
     request = parse_request(options, source="--vm-image")
     allocation = _allocation(args.cpus, args.memory)
-    entry = resolve(request.image, config)
-    zeros = "0" * 64
-    image = VerifiedImage(
-        entry.name, str(config.places.store / "sha256" / "00" / zeros / "image"), zeros, 0, "", "", ""
-    )
-    described = domain.describe(request, allocation, image, config=config, places=config.places.job(allocation.key))
+    resolve(request.image, config)
+    described = domain.outline(request, allocation, config=config, places=config.places.job(allocation.key))
     text = domain.render(described, lifecycle.template_text(config, described.hypervisor))
     domain.compare(described, text)
     if args.format != "xml":
