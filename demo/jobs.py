@@ -163,7 +163,7 @@ def wait(
 
 
 def node_state(layout: Layout, node: str) -> tuple[str, str]:
-    """A node's state ("IDLE", "IDLE+DRAIN", "DOWN*": does not answer, ...) and the reason an administrator would read."""
+    """A node's state ("IDLE", "IDLE+DRAIN", "DOWN*": does not answer, ...) and the reason an administrator reads."""
     text = control(layout, "show", "node", "-o", node)
     state = re.search(r"\bState=(\S+)", text)
     reason = re.search(r"\bReason=(.*?)(?= \w+=|\s*$)", text)

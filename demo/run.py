@@ -65,8 +65,8 @@ def demonstrate(cluster: Cluster) -> list[str]:
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.unlink(missing_ok=True)
     site.bring_up(cluster, [IMAGE])
-    with step("the same payload outside any guest, to compare with"):
-        outside = validation.run_outside(layout)
+    with step("the payload's packages outside any guest, to compare with"):
+        validation.make_outside(layout)
     directory = _work_directory(layout)
     job = _run_job(cluster, directory)
     say("\n--- the job's own output " + "-" * 55)
@@ -83,6 +83,8 @@ def demonstrate(cluster: Cluster) -> list[str]:
     found = Validation(0, 0, False, "")
     picture = REPORT.with_name("jets.png")
     if result.exists():
+        with step("the same payload outside"):
+            outside = validation.run_outside(layout, like=result)
         found = validation.compare(result, outside)
         validation.plot(result, outside, picture)
         say(
@@ -124,6 +126,8 @@ def _where_it_is(layout: Layout, job: JobInfo) -> str:
     if not job.nodes:
         return f"{job.state.lower()} ({job.reason})"
     phases = [f"{job.state.lower()} on {job.nodes}"]
+    if job.state == "COMPLETING":
+        return phases[0]
     for node in NODES:
         text = run([layout.command, "--config", layout.config(node), "status", "--json"], timeout_s=30)
         rows: list[dict[str, Any]] = json.loads(text)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 PHASES = {
     "fetch": "image into the cache",
     "verify": "signature, chain, CRLs, policy",
+    "kernel": "the site's kernel is the one it names",
     "overlay": "the job's own disk",
     "seed": "user, keys and shares for the guest",
     "render": "domain description, checked",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from demo.layout import CHECKOUT, Layout
 from demo.programs import ENVIRONMENT, DemoError, run
 
 JETS = CHECKOUT / "examples" / "jets"
-EVENTS = 200
+EVENTS = 100  # as examples/jets/job.sh asks for when nothing is said
 
 
 @dataclass(frozen=True)
@@ -40,25 +42,26 @@ def make_outside(layout: Layout) -> Path:
     return venv / "bin" / "python"
 
 
-def run_outside(layout: Layout) -> Path:
-    """The same payload without a guest; return its result. Runs again only when its program or packages changed."""
+def run_outside(layout: Layout, *, like: Path) -> Path:
+    """The same payload without a guest, with as many events as `like`; return its result.
+
+    Runs again only when its program, its packages or the number changed.
+    """
+    events = str(json.loads(like.read_text())["events"])
     python = make_outside(layout)
     said = hashlib.sha256((JETS / "jets.py").read_bytes() + (JETS / "requirements.txt").read_bytes()).hexdigest()
-    result = layout.cache / f"jets-outside-{said[:16]}-{EVENTS}.json"
+    result = layout.cache / f"jets-outside-{said[:16]}-{events}.json"
     if not result.exists():
         fresh = result.with_suffix(".new")
-        run([python, JETS / "jets.py", "--events", str(EVENTS), "--out", fresh], timeout_s=600)
+        run([python, JETS / "jets.py", "--events", events, "--out", fresh], timeout_s=600)
         fresh.replace(result)
     return result
 
 
 def compare(inside: Path, outside: Path) -> Validation:
     """Bit for bit, by examples/jets/compare.py: exit 0 when identical."""
-    import subprocess
-    import sys
-
     done = subprocess.run(
-        [sys.executable, str(JETS / "compare.py"), "--json", str(inside), str(outside)],
+        [sys.executable, str(JETS / "compare.py"), str(inside), str(outside), "--json"],
         capture_output=True,
         text=True,
         env=dict(ENVIRONMENT),
