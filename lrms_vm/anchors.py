@@ -5,6 +5,7 @@ The trust core decides about bytes; here it is only made sure that nobody but ro
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -39,19 +40,23 @@ def read_anchors(directory: Path, *, must_be_root_owned: bool = True) -> TrustAn
             code="ca-dir-missing",
         ) from error
     if must_be_root_owned:
-        for place in (resolved, *resolved.parents):
-            _require_root(place, os.stat(place), directory_is_fine_when_sticky=place != resolved)
+        for above in (resolved, *resolved.parents):
+            _require_root(above, os.stat(above), sticky_is_fine=above != resolved)
     wanted = [(name, kind) for name in names for grammar, kind in _KINDS if grammar.fullmatch(name)]
     if len(wanted) > MAX_FILES:
         raise ConfigError(f"{directory}: {len(wanted)} files; at most {MAX_FILES}", code="ca-dir-unsafe")
     found: dict[str, list[tuple[str, bytes]]] = {"certificate": [], "crl": [], "names": []}
     total = 0
-    for name, kind in wanted:
-        content = _read(resolved, name, MAX_BYTES[kind], must_be_root_owned)
-        total += len(content)
-        if total > MAX_TOTAL_BYTES:
-            raise ConfigError(f"{directory}: more than {MAX_TOTAL_BYTES} bytes", code="ca-dir-unsafe")
-        found[kind].append((name, content))
+    place = os.open(resolved, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name, kind in wanted:
+            content = _read(resolved, place, name, MAX_BYTES[kind], must_be_root_owned)
+            total += len(content)
+            if total > MAX_TOTAL_BYTES:
+                raise ConfigError(f"{directory}: more than {MAX_TOTAL_BYTES} bytes", code="ca-dir-unsafe")
+            found[kind].append((name, content))
+    finally:
+        os.close(place)
     return TrustAnchors(
         certificates=tuple(content for _, content in found["certificate"]),
         crls=tuple(content for _, content in found["crl"]),
@@ -63,25 +68,41 @@ def read_anchors(directory: Path, *, must_be_root_owned: bool = True) -> TrustAn
     )
 
 
-def _read(directory: Path, name: str, max_bytes: int, must_be_root_owned: bool) -> bytes:
-    path = directory / name
+def _read(directory: Path, place: int, name: str, max_bytes: int, must_be_root_owned: bool) -> bytes:
+    """One of a few hundred files, in as few system calls as will do."""
     try:
-        if path.is_symlink() and os.path.dirname(os.path.realpath(path)) != str(directory):
-            raise ConfigError(f"{path}: a link that leaves the directory", code="ca-dir-unsafe")
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb", buffering=0) as file:
+        fd = _opened(directory, place, name)
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
-                raise ConfigError(f"{path}: not a regular file of at most {max_bytes} bytes", code="ca-dir-unsafe")
+                raise ConfigError(
+                    f"{directory}/{name}: not a regular file of at most {max_bytes} bytes", code="ca-dir-unsafe"
+                )
             if must_be_root_owned:
-                _require_root(path, status, directory_is_fine_when_sticky=False)
-            return file.read(max_bytes)
+                _require_root(f"{directory}/{name}", status, sticky_is_fine=False)
+            content = os.read(fd, status.st_size)  # one that grows meanwhile is read whole the next time
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read: {error.strerror}", code="ca-dir-unsafe") from error
+        raise ConfigError(f"{directory}/{name}: cannot read: {error.strerror}", code="ca-dir-unsafe") from error
+    return content
 
 
-def _require_root(path: Path, status: os.stat_result, *, directory_is_fine_when_sticky: bool) -> None:
-    sticky = directory_is_fine_when_sticky and status.st_mode & stat.S_ISVTX
+def _opened(directory: Path, place: int, name: str) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        return os.open(name, flags, dir_fd=place)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    target = os.path.realpath(directory / name)
+    if os.path.dirname(target) != str(directory):
+        raise ConfigError(f"{directory}/{name}: a link that leaves the directory", code="ca-dir-unsafe")
+    return os.open(os.path.basename(target), flags, dir_fd=place)
+
+
+def _require_root(path: Path | str, status: os.stat_result, *, sticky_is_fine: bool) -> None:
+    sticky = sticky_is_fine and status.st_mode & stat.S_ISVTX
     if status.st_uid != 0 or (status.st_mode & 0o022 and not sticky):
         raise ConfigError(
             f"{path}: owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}; not only root can write it",

@@ -292,6 +292,8 @@ def _relevant(
             continue
         seen.add(name)
         for anchored, one in by_subject.get(name, []):
+            if anchored and not _readable(one):
+                continue
             (roots if anchored else bridges).append(one)
             wanted.append(dn.loose(one.issuer))
     return roots, bridges
@@ -303,10 +305,19 @@ def _loaded(pems: Iterable[bytes]) -> Iterable[x509.Certificate]:
         try:
             found = x509.load_pem_x509_certificates(pem)
             for one in found:
-                touch(one, source="anchor")
-        except (*MALFORMED, RequestError):
+                _ = one.subject.rdns, one.issuer.rdns
+        except MALFORMED:
             continue
         yield from found
+
+
+def _readable(anchor: x509.Certificate) -> bool:
+    """The rest of it, for the few that are asked for: reading all of a hundred takes as long as everything else."""
+    try:
+        touch(anchor, source="anchor")
+    except RequestError:
+        return False
+    return True
 
 
 def _load_crl(pem: bytes) -> x509.CertificateRevocationList | None:
