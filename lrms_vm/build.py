@@ -208,13 +208,22 @@ def _install_wheels(pip: Pip, requirements: bytes, root: Path, work: Path) -> No
     pinned = recipe.parse_requirements(requirements, source=pip.requirements)
     listed = work / "requirements.txt"
     listed.write_text("\n".join(pinned) + "\n")
-    target = _inside(root, pip.into)
+    target = work / "wheels"
     argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-deps", "--no-compile"]
     argv += ["--root-user-action=ignore", "--disable-pip-version-check", "--only-binary=:all:"]
     argv += ["--implementation=cp", f"--python-version={pip.python}", f"--abi=cp{pip.python.replace('.', '')}"]
     argv += ["--abi=abi3", "--abi=none", *(f"--platform={platform}" for platform in _PLATFORMS)]
     argv += [f"--target={target}", f"--requirement={listed}"]
     command.run(argv, timeout_s=1800, environment=_environment(), umask=0o022)
+    # --target puts what a wheel calls data (PEP 427) among its modules; programs would name this machine's Python.
+    for name in ("bin", "include"):
+        shutil.rmtree(target / name, ignore_errors=True)
+    for name in ("etc", "share"):
+        if (target / name).is_dir():
+            shutil.copytree(target / name, _inside(root, f"{pip.prefix}/{name}"), symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(target / name)
+    modules = _inside(root, f"{pip.prefix}/lib/python{pip.python}/dist-packages")
+    shutil.copytree(target, modules, symlinks=True, dirs_exist_ok=True)
 
 
 def _run_inside(root: Path, argv: tuple[str, ...]) -> None:
@@ -349,7 +358,7 @@ def _remove(root: Path, patterns: tuple[str, ...]) -> None:
 
 
 def _clamp_times(root: Path, epoch_s: int) -> None:
-    """Nothing younger than `epoch_s`: what the build itself made has one time (reproducible-builds.org, SOURCE_DATE_EPOCH)."""
+    """Nothing younger than `epoch_s`: what the build itself made has one time (the rule of SOURCE_DATE_EPOCH)."""
     for path in [root, *root.rglob("*")]:
         if path.lstat().st_mtime > epoch_s:
             os.utime(path, (epoch_s, epoch_s), follow_symlinks=False)

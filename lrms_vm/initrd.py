@@ -75,7 +75,7 @@ _S_IFDIR, _S_IFREG, _S_IFLNK, _S_IFCHR = 0o040000, 0o100000, 0o120000, 0o020000
 def load_order(wanted: Sequence[str], modules: Mapping[str, bytes]) -> list[str]:
     """The modules to load, each after those it depends on, by the `depends=` of its own .modinfo section.
 
-    Raises `NodeError` for a module the kernel does not have; one that is built in is not a module and must not be asked.
+    Raises `NodeError` for a module the kernel does not have; what is built in is no module, do not ask for it.
     """
     order: list[str] = []
 
@@ -96,7 +96,7 @@ def load_order(wanted: Sequence[str], modules: Mapping[str, bytes]) -> list[str]
 
 
 def make(busybox: bytes, modules: Mapping[str, bytes], *, common: Sequence[str], xen: Sequence[str]) -> bytes:
-    """The initrd, uncompressed: 4 MB that nothing has to unpack (a `newc` archive, Documentation/driver-api/early-userspace)."""
+    """The initrd, uncompressed: 4 MB that nothing has to unpack. A newc archive, as in the kernel's buffer-format.rst."""
     orders = {"@MODULES@": load_order(common, modules), "@XEN@": load_order(xen, modules)}
     init = INIT
     for mark, order in orders.items():

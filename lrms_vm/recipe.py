@@ -30,7 +30,7 @@ class Pip:
     """Wheels put into the image by the host's pip: none of the image's code runs for it."""
 
     requirements: str  # file beside the recipe, one NAME==VERSION a line
-    into: str  # directory in the image
+    prefix: str  # modules go to <prefix>/lib/python<python>/dist-packages, data to <prefix>/share and <prefix>/etc
     python: str  # the image's Python, e.g. "3.11"
 
 
@@ -173,7 +173,7 @@ def _pip(table: _Table | None) -> Pip | None:
         return None
     pip = Pip(
         requirements=table.text("requirements", _beside, "a file relative to the recipe"),
-        into=table.text("into", _in_image, "an absolute directory of the image"),
+        prefix=table.text("prefix", _in_image, "an absolute directory of the image, such as /usr/local"),
         python=table.text("python", _matches(_PYTHON), "the image's Python, such as 3.11"),
     )
     table.end()

@@ -11,4 +11,4 @@ set -eu
 
 echo "job ${SLURM_JOB_ID:-none} of $(id -un) on $(uname -n), kernel $(uname -r), in $(pwd)"
 # The example's own directory when it was copied into the job's; Slurm runs a copy of this script from elsewhere.
-exec python3 "${JETS_DIR:-.}/jets.py" --events "${1:-100}" --output jets.json
+exec python3 "${JETS_DIR:-.}/jets.py" --events "${1:-100}" --out jets.json
