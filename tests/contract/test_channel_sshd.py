@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest_in_namespace import NAME, PROGRAM, REPOSITORY, UID, GuestInNamespace, read_json
+from lrms_vm.verdict import READY, REFUSED, Verdict, write_verdict
+from tests.guest_in_namespace import GID, NAME, PROGRAM, REPOSITORY, UID, GuestInNamespace, read_json
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes name spaces: needs root"),
@@ -303,7 +304,6 @@ def test_a_signal_while_the_guest_boots_waits_for_the_payload(program: None) -> 
 def test_a_verdict_that_others_could_write_is_not_believed(tmp_path_factory, owner: int, mode: int) -> None:  # type: ignore[no-untyped-def]
     from lrms_vm.cli.exec import believe
     from lrms_vm.errors import NodeError
-    from lrms_vm.verdict import REFUSED, Verdict, write_verdict
 
     path = tmp_path_factory.mktemp("verdict") / "v.json"
     path.write_bytes(write_verdict(Verdict(state=REFUSED, key="k", uid=0)))
@@ -311,6 +311,28 @@ def test_a_verdict_that_others_could_write_is_not_believed(tmp_path_factory, own
     path.chmod(mode)
     with pytest.raises(NodeError, match="only root"):
         believe(path)
+
+
+def test_a_refusal_is_printed_and_its_code_is_ours(guest: GuestInNamespace) -> None:
+    path = guest.root / "refused.json"
+    refusal = Verdict(state=REFUSED, key="k", uid=UID, exit_code=77, message="--vm-image: no", hint="ask", code="x")
+    path.write_bytes(write_verdict(refusal))
+    path.chmod(0o440)
+    os.chown(path, 0, GID)
+    process = guest.lrms_vm("exec", "--verdict", str(path), "--", "touch", "ran", stderr=subprocess.PIPE)
+    assert process.communicate(timeout=20)[1] == b"lrms-vm: --vm-image: no (ask)\n"
+    assert process.returncode == 77
+    assert not (guest.work / "ran").exists()
+
+
+def test_without_a_verdict_or_with_another_s_nothing_runs(guest: GuestInNamespace) -> None:
+    path = guest.root / "other.json"
+    path.write_bytes(write_verdict(Verdict(state=READY, key="k", uid=UID + 1)))
+    path.chmod(0o444)
+    for verdict, code in ((guest.root / "none.json", 69), (path, 77)):
+        process = guest.lrms_vm("exec", "--verdict", str(verdict), "--", "touch", "ran", stderr=subprocess.DEVNULL)
+        assert process.wait(20) == code
+    assert not (guest.work / "ran").exists()
 
 
 FAKE_SRUN = """#!/bin/bash
