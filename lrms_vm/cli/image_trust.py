@@ -62,7 +62,8 @@ def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
         "verify",
         help="would this image boot here now, and by which rule?",
         description="Check signature, signer, revocation, policy and every byte. Looks at IMAGE.p7s, "
-        "else IMAGE.sha256 (.sha384, .sha512, .sha1) with the certificate in IMAGE.crt.",
+        "else IMAGE.sha256 (.sha384, .sha512, .sha1) with the certificate in IMAGE.crt. "
+        "IMAGE may be without its .img or .raw there.",
         epilog=_VERIFY,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -194,24 +195,25 @@ def _side_files(image: Path, signature: Path | None, certificate: Path | None) -
     """Which signature to look at, by its suffix. Raises `RequestError` "not-signed" where there is none."""
     from lrms_vm.trust.verify import SignatureFiles
 
+    stem = image.with_suffix("") if image.suffix in (".img", ".raw") else image  # the seed says vm_image.sha1
     if signature is None:
-        for suffix in ("p7s", *_SUFFIXES):
-            signature = image.with_name(f"{image.name}.{suffix}")
-            if signature.exists():
-                break
-        else:
+        beside = [f"{image}.{suffix}" for suffix in ("p7s", *_SUFFIXES)] + [f"{stem}.{suffix}" for suffix in _SUFFIXES]
+        found = [Path(path) for path in beside if os.path.exists(path)]
+        if not found:
             raise RequestError(
                 f"{image}: not signed: there is neither {image.name}.p7s nor {image.name}.sha256 beside it",
                 hint="sign it with `lrms-vm image sign`, or name the signature with --signature",
                 code="not-signed",
             )
+        signature = found[0]
     content = _read(signature, "--signature")
     suffix = signature.name.rpartition(".")[2]
     if suffix not in _SUFFIXES:
         return SignatureFiles("cms", content)
-    beside = certificate or image.with_name(f"{image.name}.crt")
-    pem = _read(beside, "--cert") if certificate or beside.exists() else None
-    return SignatureFiles("dgst", content, suffix, pem)
+    if certificate is None:
+        places = [Path(f"{image}.crt"), signature.with_suffix(".crt"), Path(f"{stem}.crt")]
+        certificate = next((path for path in places if path.exists()), None)
+    return SignatureFiles("dgst", content, suffix, _read(certificate, "--cert") if certificate else None)
 
 
 def _accepted(claim: Claim, endorsement: Endorsement) -> dict[str, object]:

@@ -191,6 +191,14 @@ def test_the_three_lines_of_2007_with_sha256(site: Site, who: str) -> None:
     assert site.verify(code=77)["code"] == "bytes-differ"
 
 
+def test_the_names_of_2007_are_found(site: Site) -> None:
+    """vm_image.sha256 for vm_image.img, as the talk's slide has it."""
+    site.must("dgst", "-sha256", "-sign", "alice.key", "-out", "vm_image.sha256", site.image)
+    assert site.verify(code=77)["code"] == "certificate-missing"
+    shutil.copy(site.base / "alice.crt", site.base / "vm_image.crt")
+    assert site.verify()["code"] == "accepted"
+
+
 def test_sha1_as_in_2007_needs_leave(site: Site) -> None:
     site.must("dgst", "-sha1", "-sign", "alice.key", "-out", f"{site.image}.sha1", site.image)
     assert site.verify("--cert", site.base / "alice.crt", code=77)["code"] == "digest-not-allowed"
