@@ -49,3 +49,12 @@ def require_plugin(plugin: str, *, slurmd_pid: int | None = None) -> None:
             hint="run `lrms-vm install --lrms=slurm`, then restart slurmd",
             code="plugin-missing",
         )
+
+
+def has_plugin(*, slurmd_pid: int | None = None) -> bool:
+    """Whether the slurmd that called us has some lrms_vm.so loaded; for when no configuration says which."""
+    pid = os.getppid() if slurmd_pid is None else slurmd_pid
+    try:
+        return "/lrms_vm.so\n" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False

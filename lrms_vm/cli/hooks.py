@@ -42,16 +42,26 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _prologue(args: argparse.Namespace) -> int:
     started_at, start = time.time(), time.monotonic()
-    hook = slurm.identify(os.environ)
-    config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    from lrms_vm import slurm_node
+
+    try:
+        hook = slurm.identify(os.environ)
+        config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    except LrmsVmError as error:
+        # The site's fault, so the node stays; with no verdict the plugin ends the job. Without the plugin it would not.
+        journal.say("error", "prologue", f"{error.blame}: {error.code}: {error}")
+        print(f"lrms_vm: {error}", file=sys.stderr)
+        return 0 if slurm_node.has_plugin() else 1
     deadline = start + config.prologue_timeout_s
-    from lrms_vm import lifecycle, node, slurm_node, teardown
+    from lrms_vm import lifecycle, node, teardown
 
     def start_guest() -> None:
+        if config.spank_plugin:  # first: every other refusal relies on the plugin to keep the job off the host
+            slurm_node.require_plugin(config.spank_plugin)
+        _clear(hook, config)
+        _reap_others(hook, config)
         options, source = slurm.parse_options(os.environ)
         request = parse_request(options, source=source)
-        if config.spank_plugin:
-            slurm_node.require_plugin(config.spank_plugin)
         text = slurm_node.ask(slurm.show_job_argv(config.scontrol, hook.job_id), os.environ)
         allocation = slurm.parse_job(text, os.environ)
         actors = node.actors(config)
@@ -60,7 +70,6 @@ def _prologue(args: argparse.Namespace) -> int:
     error: LrmsVmError
     with teardown.locked(config.places, hook.key, deadline=deadline):
         try:
-            _clear(hook, config)
             start_guest()
         except LrmsVmError as refused:
             error = refused
@@ -148,26 +157,52 @@ def _reap(args: argparse.Namespace) -> int:
     name = args.node or os.environ.get("SLURMD_NODENAME")
     if not name:
         raise UsageError("reap: which node is this?", hint="--node NAME", code="node-unknown")
-    from lrms_vm import cache, node, slurm_node, teardown
+    from lrms_vm import cache, node, teardown
 
-    hypervisor = node.hypervisor(config)
-    deadline = time.monotonic() + REAP_TIMEOUT_S
-    found = {
-        key
-        for key in teardown.keys_on(name, places=config.places, hypervisor=hypervisor, deadline=deadline)
-        if key.startswith("slurm-")
-    }
     for what in cache.clean(config.places):
         print(f"cache: removed {what}")
+    hypervisor = node.hypervisor(config)
+    found = teardown.keys_on(
+        name, places=config.places, hypervisor=hypervisor, deadline=time.monotonic() + REAP_TIMEOUT_S
+    )
+    left = _reap_ended(found, name, config)
+    for line in left:
+        print(f"lrms-vm: left behind: {line}", file=sys.stderr)
+    return NodeError.exit_code if left else 0
+
+
+def _reap_ended(found: set[str], node_name: str, config: Config) -> list[str]:
+    """Tear down those of `found` whose jobs the controller no longer has on this node; return what is left of them.
+
+    Raises `SiteError` when the controller does not answer: then nobody's guest is touched.
+    """
+    from lrms_vm import node, slurm_node, teardown
+
+    found = {key for key in found if key.startswith("slurm-")}
     if not found:
-        return 0
-    listing = slurm_node.ask(slurm.active_jobs_argv(config.scontrol, name), os.environ)
-    active = {f"slurm-{job_id}.{name}" for job_id in slurm.parse_active_jobs(listing)}
-    code = 0
+        return []
+    listing = slurm_node.ask(slurm.active_jobs_argv(config.scontrol, node_name), os.environ)
+    active = {f"slurm-{job_id}.{node_name}" for job_id in slurm.parse_active_jobs(listing)}
+    deadline = time.monotonic() + REAP_TIMEOUT_S
+    leftovers: list[str] = []
     for key in sorted(found - active):
         with teardown.locked(config.places, key, deadline=deadline):
-            left = teardown.teardown(key, places=config.places, hypervisor=hypervisor, deadline=deadline)
+            left = teardown.teardown(key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline)
+        leftovers += [f"{key}: {item}" for item in left]
         journal.say("error" if left else "warning", key, "reaped" + "".join(f"; left behind: {item}" for item in left))
-        print(f"{key}: " + ("; ".join(f"left behind: {item}" for item in left) or "removed"))
-        code = NodeError.exit_code if left else code
-    return code
+    return leftovers
+
+
+def _reap_others(hook: Allocation, config: Config) -> None:
+    """Before a prologue: what jobs that are gone left here. Asks the controller only when there is somebody's.
+
+    What cannot be reaped now is said in the log; it must not cost this job its guest.
+    """
+    from lrms_vm import teardown
+
+    try:
+        found = teardown.keys_in_directories(hook.node, places=config.places) - {hook.key}
+        for line in _reap_ended(found, hook.node, config):
+            journal.say("error", hook.key, f"left behind: {line}")
+    except LrmsVmError as error:
+        journal.say("warning", hook.key, f"not reaped: {error}")
