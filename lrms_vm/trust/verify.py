@@ -99,7 +99,37 @@ def check_claim(
     Raises `RequestError` (refused), `SiteError` (a CRL or namespaces file is missing or stale: nobody can tell),
     each with a stable code of docs/trust.md. Malformed input is a `RequestError`, whatever it is.
     """
-    at = at.astimezone(UTC)
+    try:
+        return _claim(
+            files,
+            anchors=anchors,
+            policy=policy,
+            image_name=image_name,
+            user=user,
+            partition=partition,
+            at=at.astimezone(UTC),
+            groups=groups,
+            account=account,
+        )
+    except RequestError as error:
+        if error.hint:
+            raise
+        raise RequestError(error.message, hint=f"ask {policy.contact}", code=error.code) from error
+
+
+def _claim(
+    files: SignatureFiles,
+    *,
+    anchors: TrustAnchors,
+    policy: Policy,
+    image_name: str,
+    user: str | None,
+    partition: str,
+    at: datetime,
+    groups: Sequence[str],
+    account: str,
+) -> Claim:
+    """The steps of `check_claim`."""
     if files.kind == "cms":
         parsed = cms.parse(files.signature)
         signer, others, algorithm = parsed.signer, parsed.others, parsed.digest_algorithm
