@@ -47,68 +47,67 @@ def _prologue(args: argparse.Namespace) -> int:
     try:
         hook = slurm.identify(os.environ)
         config = configuration.load(args.config or configuration.DEFAULT_PATH)
-    except LrmsVmError as error:
+    except LrmsVmError as unready:
         # The site's fault, so the node stays; with no verdict the plugin ends the job. Without the plugin it would not.
-        journal.say("error", "prologue", f"{error.blame}: {error.code}: {error}")
-        print(f"lrms_vm: {error}", file=sys.stderr)
+        journal.say("error", "prologue", f"{unready.blame}: {unready.code}: {unready}")
+        print(f"lrms_vm: {unready}", file=sys.stderr)
         return 0 if slurm_node.has_plugin() else 1
+    from lrms_vm import lifecycle, teardown
+
     deadline = start + config.prologue_timeout_s
-    from lrms_vm import lifecycle, node, teardown
-
-    def start_guest() -> None:
-        if config.spank_plugin:  # first: every other refusal relies on the plugin to keep the job off the host
-            slurm_node.require_plugin(config.spank_plugin)
-        _clear(hook, config)
-        _reap_others(hook, config)
-        options, source = slurm.parse_options(os.environ)
-        request = parse_request(options, source=source)
-        text = slurm_node.ask(slurm.show_job_argv(config.scontrol, hook.job_id), os.environ)
-        allocation = slurm.parse_job(text, os.environ)
-        actors = node.actors(config)
-        lifecycle.prologue(request, allocation, config=config, actors=actors, started_at=started_at, deadline=deadline)
-
-    error: LrmsVmError
-    with teardown.locked(config.places, hook.key, deadline=deadline):
-        try:
-            start_guest()
-        except LrmsVmError as refused:
-            error = refused
-        except Exception as bug:  # a bug of ours must neither run the job on the host nor take nodes out one by one
-            journal.say("error", hook.key, traceback.format_exc())
-            error = LrmsVmError(f"internal error: {type(bug).__name__}: {bug}", code="internal")
-        else:
-            journal.say("info", hook.key, f"guest started in {time.monotonic() - start:.2f} s")
+    try:
+        with teardown.locked(config.places, hook.key, deadline=deadline):
+            error = _failure(lambda: _start_guest(hook, config, started_at=started_at, deadline=deadline), hook)
+            if error is None:
+                journal.say("info", hook.key, f"guest started in {time.monotonic() - start:.2f} s")
+                return 0
+            _clear(hook, config)
+            if isinstance(error, NodeError):
+                raise error
+            lifecycle.refuse(error, hook, places=config.places)
             return 0
-        return _refuse(error, hook, config)
+    except NodeError as error:
+        return _take_out(f"{error.code}: {error.message}", hook, config)
 
 
-def _refuse(error: LrmsVmError, hook: Allocation, config: Config) -> int:
-    """Undo what the failed prologue made, then tell the job or the batch system, by blame."""
-    from lrms_vm import lifecycle
+def _start_guest(hook: Allocation, config: Config, *, started_at: float, deadline: float) -> None:
+    from lrms_vm import lifecycle, node, slurm_node
 
-    journal.say("error", hook.key, f"{error.blame}: {error.code}: {error}")
-    print(f"lrms_vm: {hook.key}: {error}", file=sys.stderr)
-    if isinstance(error, NodeError):
-        return _take_out(f"{error.code}: {error.message}", hook, config, lambda: _clear(hook, config))
+    if config.spank_plugin:  # first: every refusal relies on the plugin to keep the job off the host
+        slurm_node.require_plugin(config.spank_plugin)
     _clear(hook, config)
-    lifecycle.refuse(error, hook, places=config.places)
-    return 0
+    _reap_others(hook, config)
+    options, source = slurm.parse_options(os.environ)
+    request = parse_request(options, source=source)
+    text = slurm_node.ask(slurm.show_job_argv(config.scontrol, hook.job_id), os.environ)
+    allocation = slurm.parse_job(text, os.environ)
+    actors = node.actors(config)
+    lifecycle.prologue(request, allocation, config=config, actors=actors, started_at=started_at, deadline=deadline)
 
 
-def _take_out(why: str, hook: Allocation, config: Config, then: Callable[[], None]) -> int:
+def _failure(action: Callable[[], None], hook: Allocation) -> LrmsVmError | None:
+    """Do it; return what went wrong. A bug of ours must neither run a job on the host nor take nodes out one by one."""
+    try:
+        action()
+    except LrmsVmError as error:
+        journal.say("error", hook.key, f"{error.blame}: {error.code}: {error}")
+        print(f"lrms_vm: {hook.key}: {error}", file=sys.stderr)
+        return error
+    except Exception as bug:
+        journal.say("error", hook.key, traceback.format_exc())
+        traceback.print_exc()
+        return LrmsVmError(f"internal error: {type(bug).__name__}: {bug}", code="internal")
+    return None
+
+
+def _take_out(why: str, hook: Allocation, config: Config) -> int:
     """Drain this node with our reason; slurmd sees 1 and requeues the job, which runs elsewhere."""
     from lrms_vm import slurm_node
 
     try:
         slurm_node.ask(slurm.drain_argv(config.scontrol, hook.node, why), os.environ)
-    except LrmsVmError as error:
-        journal.say(
-            "error", hook.key, f"cannot drain: {error}"
-        )  # slurmd drains it for our exit code, without our reason
-    try:
-        then()
-    except LrmsVmError as error:
-        journal.say("error", hook.key, str(error))
+    except LrmsVmError as error:  # slurmd drains it for our exit code, with its own reason
+        journal.say("error", hook.key, f"cannot drain: {error}")
     return 1
 
 
@@ -146,7 +145,7 @@ def _epilogue(args: argparse.Namespace) -> int:
     if why:
         journal.say("error", hook.key, f"left behind: {why}")
         print(f"lrms_vm: {hook.key}: left behind: {why}", file=sys.stderr)
-        return _take_out(f"leftovers of job {hook.job_id}: {why}", hook, config, lambda: None)
+        return _take_out(f"leftovers of job {hook.job_id}: {why}", hook, config)
     journal.say("info", hook.key, "guest removed, nothing left")
     return 0
 
