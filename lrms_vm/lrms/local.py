@@ -1,24 +1,24 @@
-"""No batch system: `lrms-vm run` gives the allocation itself."""
+"""No batch system: what `lrms-vm run` gives its one command on this machine."""
 
 from __future__ import annotations
+
+import re
 
 from lrms_vm.errors import UsageError
 from lrms_vm.request import Allocation
 from lrms_vm.units import parse_memory_mib
 
-LRMS = "local"
-
 
 def allocation(
     *, pid: int, node: str, uid: int, gid: int, user: str, work_dir: str, cpus: int, memory: str
 ) -> Allocation:
-    """The allocation of a run. `pid` names it; `memory` is text such as "1G". Raises `UsageError`."""
-    if not 1 <= cpus <= 1024:
-        raise UsageError(f"--cpus: {cpus} is not between 1 and 1024", code="option-unreadable")
+    """The allocation that the command line states. The process id is the job's id. Raises `UsageError`."""
+    if cpus < 1:
+        raise UsageError(f"--cpus: {cpus} is not 1 or more", code="option-unreadable")
     return Allocation(
-        lrms=LRMS,
+        lrms="local",
         job_id=str(pid),
-        node=node,
+        node=re.sub(r"[^A-Za-z0-9_.-]", "-", node, flags=re.ASCII) or "localhost",
         uid=uid,
         gid=gid,
         user=user,

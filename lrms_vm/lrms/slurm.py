@@ -1,7 +1,13 @@
-"""Slurm as the hooks meet it: its variables, its texts, its commands. Values in, values out.
+"""Slurm's hooks and texts: environment and scontrol's output in, options, allocation and argument lists out.
 
-The hook's environment is slurmd's own (Prolog and Epilog Guide, "Environment Variables"); only the values of options,
-comment and working directory in it were chosen by the user. Measured on Slurm 22.05.8.
+What the hook tells slurmd (Slurm prolog and epilog guide; measured on 22.05, docs/slurm.md):
+
+    outcome                  prolog                                  epilog
+    ready, or nothing asked  0                                       0
+    the request's fault      0, verdict "refused": the step prints the message and ends with its code
+    the site's fault         0, verdict "refused" with "try again", 75 (Slurm cannot requeue and keep the node)
+    the node's fault         drain with our reason, then 1: requeued, runs elsewhere (nohold_on_prolog_fail)
+    leftovers                the same as the node's fault            drain with our reason, then 1
 """
 
 from __future__ import annotations
@@ -9,176 +15,207 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from lrms_vm.errors import NodeError, RequestError, SiteError, UsageError
+from lrms_vm.errors import RequestError, SiteError, UsageError
+from lrms_vm.lrms.slurm_notation import hostlist_has, range_size
 from lrms_vm.request import OPTIONS, Allocation
 
-LRMS = "slurm"
-# spank_job_control_setenv(VM_IMAGE) arrives as SPANK_VM_IMAGE (spank(8)).
-CARRIED = {word: "SPANK_" + word.upper().replace("-", "_") for word in OPTIONS}
-# What a login node without the plugin, DRMAA and REST can send: sbatch --comment=lrms_vm:NAME
-COMMENT_WORD = re.compile(r"(?:^|[\s,;])lrms_vm:([^\s,;]+)")
+# spank_job_control_setenv(VM_IMAGE) in the plugin is SPANK_VM_IMAGE in the hooks (spank(8), ENVIRONMENT).
+VARIABLES = {word: "SPANK_" + word.upper().replace("-", "_") for word in OPTIONS}
+CARRIER = "lrms_vm:"
 MAX_REASON = 200
+MAX_TEXT = 1 << 22
 
-# scontrol(1) "show job" with -d, one line. JobName, Command, WorkDir and Comment in it are the user's own text and may
-# imitate the rest; each of these words stands in an honest line exactly once, and what we read stands between two.
-_ANCHORS = (" UserId=", " JOB_GRES=", " MinCPUsNode=")
-_JOB_ID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
-_SHARE = re.compile(r"\bNodes=(\S+) CPU_IDs=(\S+) Mem=([0-9]+) GRES=", re.ASCII)
-_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
-_HOST = re.compile(r"([A-Za-z0-9._-]*)(?:\[([0-9,-]+)\])?([A-Za-z0-9._-]*)", re.ASCII)
-MAX_RANGE = 100_000
+# A word of the comment. The hook file and the plugin split at the same characters.
+_CARRIED = re.compile(r"(?:^|[ \t\r\n\v\f,;])lrms_vm:([^ \t\r\n\v\f,;]*)", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
+_GROUP = re.compile(r"Nodes=(\S+) CPU_IDs=(\S*) Mem=([0-9]{1,12}) GRES=\S*", re.ASCII)
+_IDENTITY = re.compile(r" UserId=([^()\s]+)\(([0-9]{1,10})\) GroupId=([^()\s]+)\(([0-9]{1,10})\) ", re.ASCII)
 
-
-def identify(environ: Mapping[str, str]) -> Allocation:
-    """Who the hook was called for, from slurmd's environment alone: no resources yet. Raises `SiteError`."""
-    try:
-        job_id = environ["SLURM_JOB_ID"]
-        uid, gid = int(environ["SLURM_JOB_UID"]), int(environ.get("SLURM_JOB_GID", environ["SLURM_JOB_UID"]))
-        node = environ["SLURMD_NODENAME"]
-    except (KeyError, ValueError) as error:
-        raise SiteError(
-            f"not called by slurmd: {error} in the environment",
-            hint="this verb is for the hooks that `lrms-vm install --lrms=slurm` puts in place",
-            code="hook-environment",
-        ) from error
-    if _JOB_ID.fullmatch(job_id) is None or uid < 0 or gid < 0:
-        raise SiteError(f"SLURM_JOB_ID {job_id[:40]!r}: not a job id", code="hook-environment")
-    return Allocation(
-        lrms=LRMS,
-        job_id=job_id,
-        node=node,
-        uid=uid,
-        gid=gid,
-        user=environ.get("SLURM_JOB_USER", str(uid)),
-        work_dir=environ.get("SLURM_JOB_WORK_DIR", "/"),
-        cpus=1,
-        memory_mib=None,
-        partition=environ.get("SLURM_JOB_PARTITION", ""),
-        restart_count=_count(environ.get("SLURM_JOB_RESTART_COUNT", "0")),
-    )
+# slurm.conf(5), JOB STATE CODES of squeue(1): in these a prolog may still be needed
+_ALIVE = ("RUNNING", "CONFIGURING", "PENDING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
 
 
 def wants_vm(environ: Mapping[str, str]) -> bool:
-    """Whether the job asks for a VM by any carrier."""
-    return any(name in environ for name in CARRIED.values()) or bool(_comment_word(environ))
+    """Whether the job asked for a VM by either carrier."""
+    return any(name in environ for name in VARIABLES.values()) or bool(_carried(environ))
 
 
 def parse_options(environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The option texts by their words, and what carried them. The first carrier that is there wins; hostile text.
+    """The option texts by their words and which carrier brought the image; the job control variable wins.
 
-    Raises `UsageError` where the job asks for nothing: the hook should have left.
+    Hostile text, to be read by `parse_request`. Raises `UsageError` where the job asks for nothing (the hook should
+    have left) and for a comment that names two images.
     """
-    carried = {word: environ[name] for word, name in CARRIED.items() if name in environ}
-    if "vm-image" in carried or (carried and not _comment_word(environ)):
-        return carried, "--vm-image"
-    if word := _comment_word(environ):
-        return {**carried, "vm-image": word}, "job comment"
-    raise UsageError("the job asks for no VM", code="image-missing")
+    options = {word: environ[name] for word, name in VARIABLES.items() if name in environ}
+    names = _carried(environ)
+    if "vm-image" in options or (options and not names):
+        return options, "--vm-image"
+    if not names:
+        raise UsageError("the job asks for no VM", code="image-missing")
+    if len(set(names)) > 1:
+        raise UsageError(f"job comment: {len(names)} images are named, expected one", code="reference-unreadable")
+    return {**options, "vm-image": names[0]}, "job comment"
 
 
-def parse_job(text: str, environ: Mapping[str, str]) -> Allocation:
-    """The allocation on this node: slurmd's environment, and cpus and memory from `scontrol -d -o show job`.
+def _carried(environ: Mapping[str, str]) -> list[str]:
+    return _CARRIED.findall(environ.get("SLURM_JOB_COMMENT", ""))
 
-    Raises `RequestError` when the user's own text in the line imitates it, `SiteError` for one we cannot read,
-    `NodeError` when the job is not on this node.
+
+def identify(environ: Mapping[str, str]) -> Allocation:
+    """Which job, user and node slurmd's hook was called for. All of these variables are slurmd's own words.
+
+    cpus is 1 and memory_mib None until `parse_job` says more. Raises `SiteError`.
     """
-    hook = identify(environ)
-    line = text.strip()
-    if not line.startswith(f"JobId={hook.job_id} "):
-        raise SiteError(f"scontrol show job {hook.job_id}: unexpected answer {line[:80]!r}", code="controller-answer")
-    for anchor in _ANCHORS:
-        if line.count(anchor) > 1:
-            raise RequestError(
-                f"the job's name, paths or comment imitate scontrol's output ({anchor.strip()!r} stands there twice)",
-                hint="choose another job name, comment or path",
-                code="job-text-ambiguous",
-            )
-        if anchor not in line:
-            raise SiteError(f"scontrol show job {hook.job_id}: no {anchor.strip()!r} in it", code="controller-answer")
-    owner = re.match(r"\S*\(([0-9]+)\) ", line.partition(_ANCHORS[0])[2])
-    if owner is None or int(owner[1]) != hook.uid:
-        raise SiteError(f"scontrol and slurmd disagree whose job {hook.job_id} is", code="controller-answer")
-    shares = _SHARE.findall(line.partition(_ANCHORS[1])[2].partition(_ANCHORS[2])[0])
-    for nodes, cpu_ids, memory_mib in shares:
-        if hook.node in expand_hosts(nodes):
-            values = {**vars(hook), "cpus": _cpus(cpu_ids), "memory_mib": int(memory_mib) or None}
-            return Allocation(**values)
-    raise NodeError(f"job {hook.job_id} has nothing allocated on {hook.node}", code="not-allocated")
-
-
-def expand_hosts(text: str) -> set[str]:
-    """The names of a hostlist such as `n[1-3,05],login` (scontrol(1) "hostlist"). Raises `SiteError`."""
-    names: set[str] = set()
-    for part in re.findall(r"[^,\[]+(?:\[[^\]]*\])?[^,\[]*", text):
-        match = _HOST.fullmatch(part)
-        if match is None:
-            raise SiteError(f"hostlist {text[:80]!r}: cannot read {part[:40]!r}", code="controller-answer")
-        prefix, ranges, suffix = match.groups()
-        if ranges is None:
-            names.add(prefix + suffix)
-            continue
-        for piece in ranges.split(","):
-            low, high, width = _bounds(piece, text)
-            names |= {f"{prefix}{number:0{width}}{suffix}" for number in range(low, high + 1)}
-    return names
+    return Allocation(
+        lrms="slurm",
+        job_id=str(_number(environ, "SLURM_JOB_ID")),
+        node=_text(environ, "SLURMD_NODENAME"),
+        uid=_number(environ, "SLURM_JOB_UID"),
+        gid=_number(environ, "SLURM_JOB_GID"),
+        user=_text(environ, "SLURM_JOB_USER"),
+        work_dir=environ.get("SLURM_JOB_WORK_DIR", ""),  # Slurm 22.05 says it; `parse_job` asks elsewhere
+        cpus=1,
+        memory_mib=None,
+        partition=environ.get("SLURM_JOB_PARTITION", ""),
+        restart_count=_number(environ, "SLURM_JOB_RESTART_COUNT") if "SLURM_JOB_RESTART_COUNT" in environ else 0,
+    )
 
 
 def show_job_argv(scontrol: str, job_id: str) -> list[str]:
+    """scontrol(1): -d adds what the job has on each node, -o keeps a job on a line."""
     return [scontrol, "-d", "-o", "show", "job", job_id]
 
 
+def parse_job(text: str, environ: Mapping[str, str]) -> Allocation:
+    """The job's allocation on this node from what `show_job_argv` printed.
+
+    Job names, comments, accounts and paths in that text are the user's, unquoted, and may hold newlines and whole
+    made-up fields. So a field of which there are two is believed in neither place, and what slurmd's environment
+    says is not taken from the text at all but compared with it.
+
+    Raises `RequestError` for a text its user has muddled or a job that has ended, `SiteError` for one we cannot read.
+    """
+    hook = identify(environ)
+    record = _record(text, hook.job_id)
+    identity = _between(record, " JobName=", " MCS_label=")
+    found = list(_IDENTITY.finditer(identity + " "))
+    if len(found) != 1 or record.count(" UserId=") != 1:
+        raise _muddled("UserId")
+    _, uid, _, gid = found[0].groups()
+    if (int(uid), int(gid)) != (hook.uid, hook.gid):
+        raise SiteError(
+            f"scontrol show job {hook.job_id}: belongs to {uid}:{gid}, but slurmd says {hook.uid}:{hook.gid}",
+            code="job-not-ours",
+        )
+    state = _between(record, " JobState=", " ").partition("+")[0]
+    if state not in _ALIVE:
+        raise RequestError(f"job {hook.job_id} is {state[:40]!r}: there is nothing to prepare", code="job-ended")
+    cpus, memory_mib = _here(_between(record, " JOB_GRES=", " MinCPUsNode="), hook)
+    return Allocation(
+        lrms="slurm",
+        job_id=hook.job_id,
+        node=hook.node,
+        uid=hook.uid,
+        gid=hook.gid,
+        user=hook.user,
+        work_dir=hook.work_dir or _between(record, " WorkDir=", " StdErr="),
+        cpus=cpus,
+        memory_mib=memory_mib,
+        partition=hook.partition,
+        restart_count=hook.restart_count,
+    )
+
+
+def _record(text: str, job_id: str) -> str:
+    """The one line of this job; for the first task of an array scontrol prints all its tasks."""
+    if len(text) > MAX_TEXT:
+        raise SiteError(f"scontrol show job {job_id}: more than {MAX_TEXT} bytes", code="controller-unreadable")
+    starts = list(re.finditer(r"^JobId=([0-9]+) ", text, re.ASCII | re.MULTILINE))
+    ours = [index for index, start in enumerate(starts) if start[1] == job_id]
+    if len(ours) > 1:
+        raise _muddled("JobId")
+    if not ours:
+        raise SiteError(
+            f"scontrol show job {job_id}: no such job in the answer: {text[:80]!r}", code="controller-unreadable"
+        )
+    after = ours[0] + 1
+    return text[starts[ours[0]].start() : starts[after].start() if after < len(starts) else len(text)]
+
+
+def _between(record: str, before: str, after: str) -> str:
+    """What stands between a field's name and the next's; each name must be there once."""
+    if record.count(before) > 1:
+        raise _muddled(before.strip(" ="))
+    _, there, rest = record.partition(before)
+    value, ended, _ = rest.partition(after)
+    if not there or not ended:
+        raise SiteError(
+            f"scontrol show job: there is no{before}... up to{after.rstrip()} in the answer",
+            hint="does `scontrol -d -o show job` of this Slurm look different?",
+            code="controller-unreadable",
+        )
+    return value
+
+
+def _muddled(field: str) -> RequestError:
+    return RequestError(
+        f"the job's name, comment, account or path looks like Slurm's own field {field}=, so that the job's "
+        "allocation cannot be read",
+        hint="choose plain words for them",
+        code="job-text-muddled",
+    )
+
+
+def _here(section: str, hook: Allocation) -> tuple[int, int | None]:
+    """Number of cpus and MiB on this node: "Nodes=n[1-2] CPU_IDs=0-1 Mem=600 GRES=", one group after the other."""
+    mine = [group for group in _GROUP.finditer(section) if hostlist_has(group[1], hook.node)]
+    if len(mine) != 1:
+        raise SiteError(
+            f"scontrol show job {hook.job_id}: expected one group of nodes with {hook.node}, "
+            f"found {len(mine)} in {section[:200]!r}",
+            code="controller-unreadable",
+        )
+    cpus = range_size(mine[0][2])
+    if cpus is None:
+        raise SiteError(
+            f"scontrol show job {hook.job_id}: CPU_IDs={mine[0][2][:80]!r} is no list of cpus",
+            code="controller-unreadable",
+        )
+    return cpus, int(mine[0][3]) or None  # Mem=0: memory is not counted (slurm.conf(5), SelectTypeParameters)
+
+
 def drain_argv(scontrol: str, node: str, reason: str) -> list[str]:
-    """scontrol(1) "update NodeName". The reason is one line, and ours."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in f"lrms_vm: {reason}")
-    return [scontrol, "update", f"nodename={node}", "state=drain", f"reason={line[:MAX_REASON]}"]
+    """scontrol(1) update: the reason is one line that says it is ours."""
+    words = " ".join("".join(char if char.isprintable() else " " for char in reason).split())
+    return [scontrol, "update", f"nodename={node}", "state=drain", f"reason=lrms_vm: {words[:MAX_REASON]}"]
 
 
 def active_jobs_argv(scontrol: str, node: str) -> list[str]:
-    """squeue(1) beside scontrol: jobs that may still have something on the node."""
-    squeue = scontrol.rpartition("/")[0] + "/squeue"
-    return [
-        squeue,
-        "-h",
-        "-w",
-        node,
-        "-t",
-        "CONFIGURING,RUNNING,COMPLETING,STOPPED,SUSPENDED,SIGNALING,STAGE_OUT",
-        "-o",
-        "%A",
-    ]
+    """squeue(1), which stands beside scontrol: %A is each array task's own job id."""
+    return [f"{scontrol.rpartition('/')[0]}/squeue", "-h", "-w", node, "-t", "R,S,ST,CF,CG,SI,SO,RS", "-o", "%A"]
 
 
 def parse_active_jobs(text: str) -> set[str]:
-    """Job ids, one a line. Raises `SiteError` for anything else: nobody's guest is reaped on a misread list."""
-    job_ids = set(text.split())
-    for job_id in job_ids:
-        if _JOB_ID.fullmatch(job_id) is None:
-            raise SiteError(f"squeue: unexpected answer {job_id[:80]!r}", code="controller-answer")
-    return job_ids
+    """The ids of the jobs that are on the node. Raises `SiteError`: a job overlooked here would lose its guest."""
+    words = text.split()
+    if wrong := [word for word in words if _NUMBER.fullmatch(word) is None]:
+        raise SiteError(f"squeue: expected job ids, got {wrong[0][:40]!r}", code="controller-unreadable")
+    return set(words)
 
 
-def _comment_word(environ: Mapping[str, str]) -> str:
-    match = COMMENT_WORD.search(environ.get("SLURM_JOB_COMMENT", ""))
-    return match[1] if match else ""
+def _text(environ: Mapping[str, str], name: str) -> str:
+    try:
+        return environ[name]
+    except KeyError as error:
+        raise SiteError(
+            f"{name} is not in the environment",
+            hint="this verb is for the hooks that `lrms-vm install --lrms=slurm` puts in place",
+            code="hook-environment",
+        ) from error
 
 
-def _cpus(ids: str) -> int:
-    total = 0
-    for piece in ids.split(","):
-        low, high, _ = _bounds(piece, ids)
-        total += high - low + 1
-    return total
-
-
-def _bounds(piece: str, text: str) -> tuple[int, int, int]:
-    match = _RANGE.fullmatch(piece)
-    if match is None:
-        raise SiteError(f"cannot read {text[:80]!r} as a list of numbers", code="controller-answer")
-    low, high = int(match[1]), int(match[2] or match[1])
-    if not low <= high < low + MAX_RANGE:
-        raise SiteError(f"cannot read {text[:80]!r} as a list of numbers", code="controller-answer")
-    return low, high, len(match[1])
-
-
-def _count(text: str) -> int:
-    return int(text) if re.fullmatch("[0-9]{1,9}", text, re.ASCII) else 0
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = _text(environ, name)
+    if _NUMBER.fullmatch(text) is None:
+        raise SiteError(f"{name}: {text[:40]!r} is not a number", code="hook-environment")
+    return int(text)
