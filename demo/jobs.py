@@ -52,13 +52,16 @@ class Client:
     plugin: bool = True  # False: a login node without our SPANK plugin
 
     @property
+    def home(self) -> Path:
+        return self.layout.home(self.user) if self.user != "root" else Path("/root")
+
+    @property
     def environment(self) -> dict[str, str]:
         name = "slurm.conf" if self.plugin else "slurm-noplugin.conf"
-        home = str(self.layout.home(self.user)) if self.user != "root" else "/root"
         return {
             **ENVIRONMENT,
             "SLURM_CONF": str(self.layout.etc / name),
-            "HOME": home,
+            "HOME": str(self.home),
             "USER": self.user,
             "LOGNAME": self.user,
             "SHELL": "/bin/sh",
@@ -84,7 +87,7 @@ class Client:
         """Run a command as this user; its exit code is the caller's to judge."""
         return subprocess.run(
             self.argv(argv),
-            cwd=cwd or self.layout.home(self.user),
+            cwd=cwd or self.home,
             env={**self.environment, **(env or {})},
             input=stdin if stdin is not None else b"",
             capture_output=True,
@@ -97,7 +100,7 @@ class Client:
         """The same, to go on with it: stdin, stdout and stderr are pipes, the process leads its own group."""
         return subprocess.Popen(
             self.argv(argv),
-            cwd=cwd or self.layout.home(self.user),
+            cwd=cwd or self.home,
             env={**self.environment, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -58,9 +58,7 @@ class Desk:
     def sbatch(self, *arguments: str, script: str, user: str = USER, plugin: bool = True, **env: str) -> int:
         """Submit a script from this directory; its output goes to `<job id>.out` there."""
         client = self.cluster.client(user, plugin=plugin)
-        output = (
-            [] if any(word.startswith("--output") for word in arguments) else [f"--output={self.directory}/%A_%a.out"]
-        )
+        output = [] if any(word.startswith("--output") for word in arguments) else [f"--output={self.directory}/%j.out"]
         return client.sbatch(*output, *arguments, script="#!/bin/sh\n" + script, cwd=self.directory, env=env)
 
     def end(self, job_id: int | str, *, timeout_s: float = BOOT_S + 60) -> JobInfo:
@@ -68,6 +66,11 @@ class Desk:
         job = self.cluster.wait_job(job_id, timeout_s=timeout_s)
         self.nothing_left(job.job_id)
         return job
+
+    def output(self, job: JobInfo) -> str:
+        """What the payload wrote: without the lines that tell the user that a guest takes its time."""
+        lines = job.output().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("lrms-vm: waiting for the guest"))
 
     def nothing_left(self, job_id: int, *, timeout_s: float = 5) -> None:
         """No domain, process, overlay, seed, mount, cgroup, verdict, record, lease."""

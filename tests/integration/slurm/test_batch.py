@@ -28,7 +28,7 @@ class Batch:
 
     def end(self, name: str, task: str = "") -> tuple[JobInfo, str]:
         job = self.desk.end(f"{self.ids[name]}{task}")
-        return job, job.output()
+        return job, self.desk.output(job)
 
 
 @pytest.fixture(scope="module")

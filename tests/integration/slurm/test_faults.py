@@ -54,7 +54,7 @@ def test_with_a_dead_hypervisor_the_node_is_drained_and_the_job_runs_elsewhere(d
         desk.cluster.client("root").call(["scontrol", "update", f"jobid={job_id}", "nodelist="], cwd=desk.directory)
         job = desk.end(job_id)
         assert (job.state, job.exit_code, job.nodes) == ("COMPLETED", "0:0", "n2")
-        assert job.output() == "in the guest\n"
+        assert desk.output(job) == "in the guest\n"
     finally:
         socket.symlink_to(target)
         desk.cluster.resume("n1")
