@@ -154,16 +154,18 @@ static int take_defaults(enum api_place place)
 /* A submission from inside a job makes a new job: what Slurm exported for the old one must not follow it there. */
 static void forget_outer_job(void)
 {
+	static const char outer[] = "SLURM_SPANK_";
 	char name[128];
 
 	for (int i = 0; i < OPTION_COUNT; i++) {
-		snprintf(name, sizeof(name), "SLURM_SPANK_%s", OPTIONS[i].variable);
+		snprintf(name, sizeof(name), "%s%s", outer, OPTIONS[i].variable);
 		unsetenv(name);
-		snprintf(name, sizeof(name), "_SLURM_SPANK_OPTION_lrms_vm_%s", OPTIONS[i].name);
+		snprintf(name, sizeof(name), "%s_SLURM_SPANK_OPTION_lrms_vm_%s", outer, OPTIONS[i].name);
 		for (char *c = name; *c; c++)
 			if (*c == '-')
 				*c = '_';
 		unsetenv(name);
+		unsetenv(name + strlen(outer));
 	}
 }
 
@@ -229,7 +231,7 @@ static int refuse(int code, const char *why)
 static int comment_asks(const char *comment)
 {
 	for (const char *at = comment; (at = strstr(at, "lrms_vm:")) != NULL; at++)
-		if (at == comment || strchr(" \t\r\n\v\f,;", at[-1]))
+		if (at == comment || strchr(" \t\n,;", at[-1]))
 			return 1;
 	return 0;
 }

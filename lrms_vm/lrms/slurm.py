@@ -26,7 +26,7 @@ MAX_REASON = 200
 MAX_TEXT = 1 << 22
 
 # A word of the comment. The hook file and the plugin split at the same characters.
-_CARRIED = re.compile(r"(?:^|[ \t\r\n\v\f,;])lrms_vm:([^ \t\r\n\v\f,;]*)", re.ASCII)
+_CARRIED = re.compile(r"(?:^|[ \t\n,;])lrms_vm:([^ \t\n,;]*)", re.ASCII)
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 _GROUP = re.compile(r"Nodes=(\S+) CPU_IDs=(\S*) Mem=([0-9]{1,12}) GRES=\S*", re.ASCII)
 _IDENTITY = re.compile(r" UserId=([^()\s]+)\(([0-9]{1,10})\) GroupId=([^()\s]+)\(([0-9]{1,10})\) ", re.ASCII)

@@ -1,0 +1,71 @@
+"""The hook files: what they let pass, they hand to Python; and the shell and Python agree about what that is."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lrms_vm.lrms import slurm
+
+CHECKOUT = Path(__file__).parent.parent.parent
+HOOKS = {"prologue": CHECKOUT / "prologue" / "slurm.prolog", "epilogue": CHECKOUT / "epilogue" / "slurm.epilog"}
+
+
+@pytest.fixture
+def hook(tmp_path: Path):
+    """The hook, with a stand-in that says how it was called instead of Python."""
+    python = tmp_path / "it's python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+
+    def run(verb: str, environ: dict[str, str]) -> str:
+        text = HOOKS[verb].read_text()
+        for name, value in (("PYTHON", python), ("CONFIG", "/etc/a b.toml"), ("RUN_DIR", tmp_path)):
+            text = text.replace(f"@{name}@", "'" + str(value).replace("'", "'\\''") + "'")
+        script = tmp_path / verb
+        script.write_text(text)
+        script.chmod(0o755)
+        done = subprocess.run(
+            [script],
+            env={"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", **environ},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    return run
+
+
+COMMENTS = [
+    "", "lrms_vm:x", "a lrms_vm:x", "a,lrms_vm:x", "a;lrms_vm:x", "a\tlrms_vm:x", "a\nlrms_vm:x", "lrms_vm:",
+    "xlrms_vm:x", "lrms_vm", "see lrms_vm x:", "a=lrms_vm:x", "'lrms_vm:x'", "\\lrms_vm:x", "*lrms_vm:x", "\rlrms_vm:x",
+    "\u00a0lrms_vm:x", "$(id) lrms_vm:$(id)", "`id`", "x" * 3000, '"lrms_vm:x', "]lrms_vm:x", "\x0blrms_vm:x", "-n lrms_vm:x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+@pytest.mark.parametrize("verb", HOOKS)
+def test_shell_and_python_agree_on_the_comment(hook, verb: str, comment: str) -> None:
+    environ = {"SLURM_JOB_COMMENT": comment}
+    said = hook(verb, environ)
+    assert bool(said) == slurm.wants_vm(environ)
+    assert said in ("", f"-I -m lrms_vm --config /etc/a b.toml {verb} --lrms slurm\n")
+
+
+@pytest.mark.parametrize("name", slurm.VARIABLES.values())
+@pytest.mark.parametrize("verb", HOOKS)
+def test_any_option_even_an_empty_one_goes_to_python(hook, verb: str, name: str) -> None:
+    assert hook(verb, {name: ""})
+
+
+@pytest.mark.parametrize("place", ["jobs/slurm-7.n1", "verdicts/slurm-7.n1.json"])
+def test_the_epilogue_looks_for_what_is_noted_of_the_job(hook, tmp_path: Path, place: str) -> None:
+    (tmp_path / place).parent.mkdir()
+    assert hook("epilogue", {}) == ""
+    (tmp_path / place).write_text("")
+    assert hook("epilogue", {})
+    assert hook("prologue", {}) == ""
