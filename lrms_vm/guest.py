@@ -26,6 +26,7 @@ T = TypeVar("T")
 NATIVE_FORMATS = {"qemu": "qemu-argv", "xl": "xen-xl"}
 QEMU_RUN = Path("/run/libvirt/qemu")  # of qemu:///system: NAME.pid, root's
 _HINT = "is libvirtd running? try `virsh -c {uri} list`; then `lrms-vm doctor`"
+_NATIVE_HINT = "only the libvirt driver of that hypervisor can: ask on a node that has it"
 
 
 class Hypervisor(Protocol):
@@ -85,7 +86,7 @@ class Libvirt:
         return self._call("look at the domain", "hypervisor-down", deadline, lambda c: _is_active(c, name))
 
     def native_config(self, xml: str, format_: str, *, deadline: float) -> str:
-        native = NATIVE_FORMATS[format_]
+        native = NATIVE_FORMATS[format_]  # each is written only by the libvirt driver of its own hypervisor
         return self._call(
             f"write {native}", "native-unavailable", deadline, lambda c: str(c.domainXMLToNative(native, xml, 0))
         )
@@ -127,7 +128,7 @@ class Libvirt:
             code = "hypervisor-down"
         elif error.get_error_code() == libvirt.VIR_ERR_DOM_EXIST or "already exists with uuid" in str(error):
             code = "domain-exists"
-        hint = self._hint if code == "hypervisor-down" else ""
+        hint = {"hypervisor-down": self._hint, "native-unavailable": _NATIVE_HINT}.get(code, "")
         return NodeError(f"libvirt ({self._uri}): cannot {what}: {error}", hint=hint, code=code)
 
     @property

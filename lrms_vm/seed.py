@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from lrms_vm.command import ENVIRONMENT, run
+from lrms_vm.command import run
 from lrms_vm.domain import Domain
 from lrms_vm.errors import ConfigError, NodeError
 from lrms_vm.keys import KeyPair
@@ -29,7 +29,6 @@ LABEL = "cidata"
 GENISOIMAGE = "/usr/bin/genisoimage"
 MOUNTED = "/run/lrms_vm/seed"  # in the guest
 SHELL = "/bin/sh"  # in the guest: whatever the user's is on the host, it may not be in the image
-EPOCH_S = 0  # the age of every file: the same job's seed is the same bytes
 MAX_GUEST_PROGRAM_BYTES = 16 << 20
 _INSTALLED = Path(__file__).resolve().parent.parent / "guest" / "lrms-vm-guest"
 
@@ -79,7 +78,6 @@ def make(
         image = run(
             [GENISOIMAGE, "-quiet", "-R", "-V", LABEL, "-sysid", "", "-appid", "lrms_vm", str(stage)],
             timeout_s=timeout_s,
-            environment={**ENVIRONMENT, "SOURCE_DATE_EPOCH": str(EPOCH_S)},
         )
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
@@ -176,6 +174,3 @@ def _write_tree(stage: Path, files: Mapping[str, bytes]) -> None:
         with open(fd, "wb") as file:
             file.write(text)
             os.fchmod(fd, 0o500 if name.endswith("/guest") else 0o400)
-        os.utime(path, (EPOCH_S, EPOCH_S))
-    for directory in (stage / "lrms_vm", stage):
-        os.utime(directory, (EPOCH_S, EPOCH_S))
