@@ -38,19 +38,22 @@ class JobDecision:
     _partition: str
     _at: datetime
     spent_ms: float = field(default=0.0)
+    limits: Claim | None = field(default=None)  # once claimed: also what the runner's rule lets the guest have
 
     def claim(self, files: SignatureFiles, name: str) -> Claim:
         start = time.monotonic()
         try:
-            return verify.check_claim(
+            self.limits = verify.check_claim(
                 files,
                 anchors=self._site.anchors,
                 policy=self._site.policy,
                 image_name=name,
                 user=self._user,
+                groups=self._groups,
                 partition=self._partition,
                 at=self._at,
             )
+            return self.limits
         finally:
             self.spent_ms += (time.monotonic() - start) * 1e3
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrms_vm import cache, channel, domain, keys, overlay, seed, site_kernel
@@ -26,6 +26,7 @@ from lrms_vm.paths import JobPlaces, Places
 from lrms_vm.record import Record
 from lrms_vm.request import Allocation, Request
 from lrms_vm.resolve import resolve
+from lrms_vm.trust.verify import Claim
 from lrms_vm.verdict import READY, REFUSED, Verdict, write_verdict
 
 # Directories that are never shared as a whole: they would hide the guest's own, or hand it everybody's.
@@ -78,7 +79,8 @@ def prologue(
     job = places.job(allocation.key)
     account = look_up(allocation.uid, allocation.gid)
     record = _begin(job, allocation, started_at, actors.on_note)
-    image = _acquire(request, allocation, account, record, config=config, actors=actors, deadline=deadline)
+    image, claim = _acquire(request, allocation, account, record, config=config, actors=actors, deadline=deadline)
+    request = within(claim, request, network=config.network)
     described = domain.describe(request, allocation, image, config=config, places=job)
     with record.phase("kernel"):
         site_kernel.require_digests(config.kernels[request.kernel or config.kernel], places)
@@ -129,6 +131,25 @@ def refuse(error: LrmsVmError, allocation: Allocation, *, places: Places) -> Non
         hint=error.hint,
     )
     write_verdict_file(places, verdict, gid=allocation.gid)
+
+
+def within(claim: Claim, request: Request, *, network: str) -> Request:
+    """The request inside what the runner's rule gives at most (`max_mem`, `network`). Raises `RequestError`.
+
+    `network` is what the site gives a job that does not say.
+    """
+    if claim.max_memory_mib is not None:
+        memory_mib = min(request.memory_mib or claim.max_memory_mib, claim.max_memory_mib)
+        request = replace(request, memory_mib=memory_mib)
+    if claim.network is not None and request.network not in (None, "none", claim.network):
+        raise RequestError(
+            f"--vm-network: {request.network!r}, but rule {claim.runner!r} gives this image {claim.network!r}",
+            hint=f"leave it out, or use --vm-network={claim.network}",
+            code="network-not-allowed",
+        )
+    if claim.network is not None and request.network is None and network not in ("none", claim.network):
+        request = replace(request, network=claim.network)
+    return request
 
 
 def shares_of(work_dir: str, request: Request, config: Config) -> tuple[str, ...]:
@@ -200,7 +221,7 @@ def _acquire(
     config: Config,
     actors: Actors,
     deadline: float,
-) -> VerifiedImage:
+) -> tuple[VerifiedImage, Claim]:
     start = time.monotonic()
     entry = resolve(request.image, config)
     record.note("lease", image=entry.name)
@@ -220,7 +241,9 @@ def _acquire(
     record.took("fetch", total_ms - decide.spent_ms)
     record.took("verify", decide.spent_ms)
     record.note("verified", image=_provenance(image))
-    return image
+    if decide.limits is None:
+        raise NodeError(f"{image.name}: in the cache, but nobody decided about it", code="internal")
+    return image, decide.limits
 
 
 def _provenance(image: VerifiedImage) -> dict[str, str]:

@@ -75,6 +75,7 @@ class AcceptingDecision:
 
     max_image_bytes = 1 << 30
     spent_ms = 0.0
+    limits: Any = None
 
     def for_job(self, **_: Any) -> AcceptingDecision:
         return self
@@ -82,7 +83,8 @@ class AcceptingDecision:
     def claim(self, files: Any, name: str) -> Any:
         from types import SimpleNamespace
 
-        return SimpleNamespace(digest_algorithm="sha256", signed_digest=None)
+        self.limits = SimpleNamespace(digest_algorithm="sha256", signed_digest=None, max_memory_mib=None, network=None)
+        return self.limits
 
     def bytes(self, claim: Claim, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
         return Endorsement(signer="CN=B", issuer="CN=CA", rule="b", sha256=digests["sha256"].hex(), code="accepted")
