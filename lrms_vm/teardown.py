@@ -102,14 +102,19 @@ def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: floa
     """The keys of everything on this node that anybody's teardown would have to undo."""
     domains = hypervisor.names(deadline=deadline)
     names = {name.removeprefix(DOMAIN_PREFIX) for name in domains if name.startswith(DOMAIN_PREFIX)}
-    return {name for name in names if name.endswith(f".{node}")} | keys_in_directories(node, places=places)
+    return {name for name in names if _node_of(name) == node} | keys_in_directories(node, places=places)
 
 
 def keys_in_directories(node: str, *, places: Places) -> set[str]:
     """The keys of what jobs have on this node's disks; costs no hypervisor."""
     names = {path.name for directory in (places.jobs, places.disks) for path in _entries(directory)}
     names |= {path.name.removesuffix(".json") for path in _entries(places.verdicts) if not path.name.startswith(".")}
-    return {name for name in names if name.endswith(f".{node}")}
+    return {name for name in names if _node_of(name) == node}
+
+
+def _node_of(key: str) -> str:
+    """Of `Allocation.key`: job ids have no dot, node names may."""
+    return key.partition(".")[2]
 
 
 def end_attach(key: str, *, deadline: float) -> None:

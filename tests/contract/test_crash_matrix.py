@@ -253,6 +253,7 @@ def test_keys_on_a_node_are_found_by_directory_verdict_and_domain_and_only_that_
     places = site.config.places
     (site.config.places.verdicts / "slurm-8.n1.json").write_text("{}")
     (site.config.places.verdicts / "slurm-9.n2.json").write_text("{}")
+    (site.config.places.verdicts / "slurm-10.rack.n1.json").write_text("{}")
     found = teardown.keys_on("n1", places=places, hypervisor=site.hypervisor, deadline=time.monotonic() + 5)
     assert found == {"slurm-7.n1", "slurm-8.n1"}
     site.teardown()
