@@ -26,6 +26,7 @@ AllowIsolate=yes
 # The seed is found by its label: without udev there is no /dev/disk, and mount(8) looks for itself.
 # mode and dmode: iso9660 without Rock Ridge's own modes; the host's key on it is root's alone.
 # The mount point is not a RuntimeDirectory: systemd would set it up anew before each Exec line, on the read-only seed.
+# A directory of systemd's own would not do for it: systemd wants to set its mode again, on a read-only disk.
 # KillMode: when the channel's program is restarted, payloads that run go on.
 GUEST_UNIT = """\
 [Unit]
@@ -39,7 +40,7 @@ RuntimeDirectory=lrms_vm sshd
 RuntimeDirectoryPreserve=yes
 RuntimeDirectoryMode=0755
 ExecStartPre=/bin/mkdir -p /run/lrms_vm/seed
-ExecStartPre=-/bin/mount -t iso9660 -o ro,nosuid,nodev,mode=0500,dmode=0500,uid=0,gid=0 LABEL=cidata /run/lrms_vm/seed
+ExecStartPre=-/bin/mount --mkdir -t iso9660 -o ro,nosuid,nodev,mode=0500,dmode=0500,uid=0,gid=0 LABEL=cidata /run/lrms_vm/seed
 ExecStart=/run/lrms_vm/seed/lrms_vm/guest boot /run/lrms_vm/seed/lrms_vm
 Restart=always
 RestartSec=300ms

@@ -96,7 +96,7 @@ def load_order(wanted: Sequence[str], modules: Mapping[str, bytes]) -> list[str]
 
 
 def make(busybox: bytes, modules: Mapping[str, bytes], *, common: Sequence[str], xen: Sequence[str]) -> bytes:
-    """The initrd, uncompressed: 4 MB that nothing has to unpack. A newc archive, as in the kernel's buffer-format.rst."""
+    """The initrd, uncompressed: 4 MB that nothing has to unpack. Format: newc, the kernel's buffer-format.rst."""
     orders = {"@MODULES@": load_order(common, modules), "@XEN@": load_order(xen, modules)}
     init = INIT
     for mark, order in orders.items():
