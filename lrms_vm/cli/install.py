@@ -1,0 +1,92 @@
+"""`lrms-vm install`: hooks and plugin in place for a batch system; and out again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from lrms_vm import config as configuration
+from lrms_vm import install
+from lrms_vm.errors import UsageError
+
+DESCRIPTION = """\
+Puts our hooks and the SPANK plugin (built here, against this machine's Slurm) in place on a node.
+Says what it changes, changes only what differs, and undoes it all with --undo.
+Your slurm.conf is not touched: the lines it needs are printed.
+"""
+EXAMPLE = """\
+examples:
+  lrms-vm install --lrms=slurm --dry-run     what would change?
+  lrms-vm install --lrms=slurm               then restart slurmd
+  lrms-vm install --lrms=slurm --undo
+"""
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "install", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lrms", choices=["slurm"], required=True, help="the batch system")
+    parser.add_argument("--prefix", type=Path, default=Path("/opt/lrms_vm"), help="(default %(default)s)")
+    parser.add_argument("--slurm-conf-dir", type=Path, default=Path("/etc/slurm"), help="(default %(default)s)")
+    parser.add_argument("--plugin", type=Path, metavar="FILE.so", help="a built plugin; nothing is compiled then")
+    parser.add_argument("--guest", type=Path, metavar="FILE", help="a built guest program, likewise")
+    parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
+    parser.add_argument("--undo", action="store_true", help="remove what an install put in place")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    targets = install.SlurmTargets(args.prefix.absolute(), args.slurm_conf_dir.absolute())
+    if os.geteuid() != 0 and not args.dry_run:
+        raise UsageError("install: needs root", hint="sudo lrms-vm install ..., or --dry-run", code="not-root")
+    if args.undo:
+        return _undo(targets, dry_run=args.dry_run)
+    install.check_python()
+    config_path = (args.config or configuration.DEFAULT_PATH).absolute()
+    known = configuration.load(config_path) if config_path.exists() else configuration.Config()
+    files = install.plan(
+        targets,
+        python=sys.executable,
+        config=config_path,
+        run_dir=Path(known.run_dir),
+        plugin=_read(args.plugin) if args.plugin else install.built("spank", "lrms_vm.so"),
+        guest=_read(args.guest) if args.guest else install.built("guest", "lrms-vm-guest"),
+    )
+    for verb, file in install.changes(files):
+        print(f"{verb:<8}{file.path}")
+    if not args.dry_run:
+        install.apply(files)
+    _print_rest(targets, config_path)
+    return 0
+
+
+def _undo(targets: install.SlurmTargets, *, dry_run: bool) -> int:
+    there = [path for path in targets.all if path.exists()] if dry_run else install.undo(targets)
+    for path in there:
+        print(f"{'would remove' if dry_run else 'removed'}  {path}")
+    print("Take our lines out of slurm.conf as well, then restart slurmctld and slurmd.")
+    return 0
+
+
+def _print_rest(targets: install.SlurmTargets, config_path: Path) -> None:
+    print("\nslurm.conf must say, on the controller and on all nodes (then restart slurmctld and slurmd):")
+    for line in install.slurm_conf_lines(targets):
+        print(f"    {line}")
+    plugstack = targets.slurm_conf_dir / "plugstack.conf"
+    include = f"include {targets.plugstack.parent}/*.conf"
+    if not plugstack.exists() or "plugstack.conf.d" not in plugstack.read_text(errors="replace"):
+        print(f"{plugstack} must say:\n    {include}")
+    print(f"{config_path} must say:")
+    for line in install.node_settings(targets):
+        print(f"    {line}")
+    print(f"Login nodes need the plugin only, for the options:\n    optional {targets.plugin}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read: {error.strerror}", code="file-unreadable") from error

@@ -1,0 +1,231 @@
+"""Puts hooks, plugin and guest program in place for a batch system. `plan` says what, as values; `apply` does it.
+
+    <prefix>/lib/lrms_vm.so                  the SPANK plugin, built against this machine's Slurm
+    <prefix>/libexec/slurm.prolog            for slurm.conf Prolog=
+    <prefix>/libexec/slurm.epilog            for slurm.conf Epilog=
+    <prefix>/libexec/lrms-vm-exec            what the plugin puts in the payload's place
+    <prefix>/libexec/lrms-vm-guest           our half in the guest
+    <slurm conf>/plugstack.conf.d/lrms_vm.conf   loads the plugin
+
+The site's own slurm.conf is never touched: its lines are printed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import lrms_vm
+from lrms_vm import command
+from lrms_vm.errors import ConfigError, NodeError, UsageError
+
+SOURCES = Path(__file__).parent / "sources"  # in a checkout: links to spank/, guest/, prologue/, epilogue/
+BUILD_TIMEOUT_S = 180.0
+MAX_SHEBANG = 250  # execve(2): BINPRM_BUF_SIZE is 256
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*", re.ASCII)  # plugstack.conf and #! split at blanks
+
+EXEC = """\
+#!{python} -I
+# The SPANK plugin runs this as the job's user in place of the payload: lrms-vm-exec exec --verdict FILE ... -- ARGV
+import sys
+
+from lrms_vm.cli import main
+
+sys.exit(main())
+"""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A file that shall be there, root's, with exactly this content."""
+
+    path: Path
+    content: bytes
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
+class SlurmTargets:
+    """Where everything goes."""
+
+    prefix: Path
+    slurm_conf_dir: Path
+
+    @property
+    def plugin(self) -> Path:
+        return self.prefix / "lib" / "lrms_vm.so"
+
+    @property
+    def prolog(self) -> Path:
+        return self.prefix / "libexec" / "slurm.prolog"
+
+    @property
+    def epilog(self) -> Path:
+        return self.prefix / "libexec" / "slurm.epilog"
+
+    @property
+    def exec(self) -> Path:
+        return self.prefix / "libexec" / "lrms-vm-exec"
+
+    @property
+    def guest(self) -> Path:
+        return self.prefix / "libexec" / "lrms-vm-guest"
+
+    @property
+    def plugstack(self) -> Path:
+        return self.slurm_conf_dir / "plugstack.conf.d" / "lrms_vm.conf"
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (self.plugin, self.prolog, self.epilog, self.exec, self.guest, self.plugstack)
+
+
+def plan(
+    targets: SlurmTargets, *, python: str, config: Path, run_dir: Path, plugin: bytes, guest: bytes
+) -> tuple[Planned, ...]:
+    """Every file of a Slurm node. Raises `UsageError` for a path that its reader would cut in two."""
+    for path in (python, str(config), str(run_dir), *map(str, targets.all)):
+        if _PLAIN_PATH.fullmatch(path) is None or len(path) > MAX_SHEBANG:
+            raise UsageError(
+                f"{path[:80]!r} cannot be written into slurm's files", hint="no blanks or quotes", code="path-unusable"
+            )
+    names = {"PYTHON": python, "CONFIG": str(config), "RUN_DIR": str(run_dir)}
+    return (
+        Planned(targets.plugin, plugin),
+        Planned(targets.prolog, hook("prologue/slurm.prolog", names)),
+        Planned(targets.epilog, hook("epilogue/slurm.epilog", names)),
+        Planned(targets.exec, EXEC.format(python=python).encode()),
+        Planned(targets.guest, guest),
+        Planned(targets.plugstack, plugstack_line(targets, run_dir).encode(), 0o644),
+    )
+
+
+def hook(source: str, names: dict[str, str]) -> bytes:
+    """A hook file with its @NAMES@ filled in, quoted for the shell."""
+    text = (SOURCES / source).read_text()
+    for name, value in names.items():
+        text = text.replace(f"@{name}@", shlex.quote(value))
+    return text.encode()
+
+
+def plugstack_line(targets: SlurmTargets, run_dir: Path) -> str:
+    """plugstack.conf(5), spank(8): `required`, since a node without the plugin would run VM jobs on the host."""
+    return f"required {targets.plugin} exec={targets.exec} verdicts={run_dir / 'verdicts'}\n"
+
+
+def slurm_conf_lines(targets: SlurmTargets) -> tuple[str, ...]:
+    """slurm.conf(5). Alloc: the prologue runs at allocation; DeferBatch: the script waits for all nodes' prologues."""
+    return (
+        f"Prolog={targets.prolog}",
+        f"Epilog={targets.epilog}",
+        "PrologFlags=Alloc,DeferBatch",
+        "SchedulerParameters=nohold_on_prolog_fail    # added to what is there",
+    )
+
+
+def node_settings(targets: SlurmTargets) -> tuple[str, ...]:
+    """What the node's lrms_vm.toml must say."""
+    return (f'guest_program = "{targets.guest}"', f'spank_plugin = "{targets.plugin}"')
+
+
+# ---- effects
+
+
+def built(part: str, target: str) -> bytes:
+    """Make a C program from the packaged sources in a directory of its own. Raises `NodeError` with a remedy."""
+    for tool in ("make", "gcc"):
+        if shutil.which(tool, path=command.PATH) is None:
+            raise NodeError(f"{tool} is missing", hint="apt install gcc make libc6-dev", code="compiler-missing")
+    with tempfile.TemporaryDirectory(prefix="lrms_vm-build-") as name:
+        place = Path(name) / part
+        shutil.copytree(SOURCES / part, place, ignore=shutil.ignore_patterns("*.so", "*.o", "test_*", target))
+        try:
+            command.run(["make", "-C", str(place), target], timeout_s=BUILD_TIMEOUT_S)
+        except NodeError as error:
+            hint = "apt install libslurm-dev, or give a built one with --plugin" if part == "spank" else ""
+            raise NodeError(f"cannot build {target}: {error.message}", hint=hint, code="build-failed") from error
+        return (place / target).read_bytes()
+
+
+def check_python(python: str = sys.executable) -> None:
+    """The payload's half runs as the job's user, the hooks as root, from this very installation.
+
+    So users must be able to reach and read it, and nobody but root to change it. Raises `ConfigError`.
+    """
+    for start in (Path(python), Path(python).resolve(), Path(lrms_vm.__file__).resolve()):
+        for path in (start, *start.parents):
+            state = path.stat()
+            sticky = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
+            if state.st_uid != 0 or (state.st_mode & 0o022 and not sticky):
+                raise ConfigError(
+                    f"{path}: owner {state.st_uid}, mode {stat.S_IMODE(state.st_mode):o}: not only root can change it, "
+                    "and root's hooks would run it",
+                    hint="install lrms_vm into a virtual environment that root owns",
+                    code="python-unsafe",
+                )
+            wanted = 0o005 if stat.S_ISREG(state.st_mode) and path.suffix != ".py" else 0o001
+            if path.suffix == ".py":
+                wanted = 0o004
+            if state.st_mode & wanted != wanted:
+                raise ConfigError(
+                    f"{path}: mode {stat.S_IMODE(state.st_mode):o}: users cannot get there, and exec runs as they",
+                    hint=f"chmod o+rX {path}, or install elsewhere",
+                    code="python-unreachable",
+                )
+
+
+def changes(files: Iterable[Planned]) -> list[tuple[str, Planned]]:
+    """What `apply` would do: ("new" | "change" | "same", file)."""
+    return [(_difference(file), file) for file in files]
+
+
+def _difference(file: Planned) -> str:
+    try:
+        state = file.path.lstat()
+        same = stat.S_ISREG(state.st_mode) and file.path.read_bytes() == file.content
+    except FileNotFoundError:
+        return "new"
+    return "same" if same and (stat.S_IMODE(state.st_mode), state.st_uid) == (file.mode, os.geteuid()) else "change"
+
+
+def apply(files: Iterable[Planned]) -> None:
+    """Write what differs. Each file is replaced whole: slurmd may have the old plugin mapped. Raises `NodeError`."""
+    for verb, file in changes(files):
+        if verb == "same":
+            continue
+        fresh = file.path.with_name(f".{file.path.name}.new")
+        try:
+            file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fresh.unlink(missing_ok=True)
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            with open(fd, "wb") as out:
+                out.write(file.content)
+                os.fchmod(fd, file.mode)
+            fresh.replace(file.path)
+        except OSError as error:
+            raise NodeError(f"{file.path}: cannot write: {error.strerror}", code="install-failed") from error
+
+
+def undo(targets: SlurmTargets) -> list[Path]:
+    """Remove what `apply` wrote, the line that loads the plugin first; return what was there. Raises `NodeError`."""
+    removed = []
+    for path in reversed(targets.all):
+        try:
+            path.unlink()
+            removed.append(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise NodeError(f"{path}: cannot remove: {error.strerror}", code="install-failed") from error
+    for directory in (targets.prefix / "lib", targets.prefix / "libexec", targets.prefix):
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+    return removed
