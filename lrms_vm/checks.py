@@ -1,9 +1,8 @@
-"""What would stop a VM job on this node: one small question per function, each answered with what was found and a remedy."""
+"""What would stop a VM job on this node: one question per function, each answered with what was found and a remedy."""
 
 from __future__ import annotations
 
 import grp
-import hashlib
 import os
 import shutil
 import stat
@@ -22,6 +21,7 @@ TIMEOUT_S = 10.0
 MIN_FREE_BYTES = 2 << 30
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "gpfs", "afs", "9p", "fuse.sshfs"}
+PROGRAMS = {"qemu-img": "qemu-utils", "genisoimage": "genisoimage", "ssh": "openssh-client", "bwrap": "bubblewrap"}
 
 
 @dataclass(frozen=True)
@@ -37,50 +37,45 @@ class Finding:
 def all_findings(config: Config) -> Iterator[Finding]:
     """Ask everything; a question that cannot be asked is itself a finding."""
     questions: list[Callable[[Config], Iterator[Finding]]] = [
-        _programs, _interpreter, _state, _kernels, _guest_program, _policy, _images, _kvm, _hypervisor, _sandbox, _slurm,
-    ]  # fmt: skip
+        *(_programs, _interpreter, _state, _kernels, _guest_program, _policy, _images, _kvm, _hypervisor, _sandbox),
+        _slurm,
+    ]
     for question in questions:
         try:
             yield from question(config)
         except (LrmsVmError, OSError) as error:
-            yield Finding(question.__name__.strip("_"), False, str(error), getattr(error, "hint", "") or "see the message")
+            remedy = getattr(error, "hint", "") or "see the message"
+            yield Finding(question.__name__.strip("_"), False, str(error), remedy)
+
+
+def _answer(check: str, ok: bool, found: str, remedy: str) -> Finding:
+    return Finding(check, ok, found, "" if ok else remedy)
 
 
 def _programs(config: Config) -> Iterator[Finding]:
-    for name, package in (
-        ("qemu-img", "qemu-utils"),
-        ("genisoimage", "genisoimage"),
-        ("ssh", "openssh-client"),
-        ("bwrap", "bubblewrap"),
-    ):
+    for name, package in PROGRAMS.items():
         path = shutil.which(name, path=command.PATH)
-        yield Finding(f"program {name}", path is not None, path or "missing", "" if path else f"apt install {package}")
+        yield _answer(f"program {name}", path is not None, path or "missing", f"apt install {package}")
     sftp = next((path for path in SFTP_SERVERS if os.access(path, os.X_OK)), None)
-    yield Finding("program sftp-server", sftp is not None, sftp or "missing", "" if sftp else "apt install openssh-sftp-server")
+    yield _answer("program sftp-server", sftp is not None, sftp or "missing", "apt install openssh-sftp-server")
 
 
 def _interpreter(config: Config) -> Iterator[Finding]:
     """The payload's half runs as the job's user: everybody must be able to reach and run it."""
-    closed = [p for p in Path(sys.executable).resolve().parents if not p.stat().st_mode & stat.S_IXOTH]
-    closed += [p for p in Path(sys.prefix).resolve().parents if not p.stat().st_mode & stat.S_IXOTH]
-    yield Finding(
-        "interpreter", not closed, f"{sys.executable}" + (f", closed to users at {closed[0]}" if closed else ""),
-        f"install lrms_vm where users can reach it (chmod o+x {closed[0]}, or another prefix)" if closed else "",
-    )  # fmt: skip
+    parents = [*Path(sys.executable).resolve().parents, *Path(sys.prefix).resolve().parents, Path(sys.prefix).resolve()]
+    closed = [str(path) for path in parents if not path.stat().st_mode & stat.S_IXOTH]
+    found = sys.executable + (f", closed to users at {closed[0]}" if closed else "")
+    yield _answer("interpreter", not closed, found, "install lrms_vm where users can reach it, e.g. below /opt")
 
 
 def _state(config: Config) -> Iterator[Finding]:
     directory = next(p for p in [config.places.state_dir, *config.places.state_dir.parents] if p.exists())
     kind = _file_system(directory)
-    yield Finding(
-        "state_dir on a local disk", kind not in NETWORK_FILE_SYSTEMS, f"{directory} is on {kind}",
-        "" if kind not in NETWORK_FILE_SYSTEMS else "set state_dir to a directory on a local disk",
-    )  # fmt: skip
+    local = kind not in NETWORK_FILE_SYSTEMS
+    yield _answer("state_dir is local", local, f"{directory} is on {kind}", "set state_dir to a local disk")
     free_bytes = shutil.disk_usage(directory).free
-    yield Finding(
-        "free disk", free_bytes >= MIN_FREE_BYTES, f"{free_bytes >> 20} MiB free in {directory}",
-        "" if free_bytes >= MIN_FREE_BYTES else f"free at least {MIN_FREE_BYTES >> 20} MiB, or `lrms-vm cache prune`",
-    )  # fmt: skip
+    found = f"{free_bytes >> 20} MiB free in {directory}"
+    yield _answer("free disk", free_bytes >= MIN_FREE_BYTES, found, "make room, or `lrms-vm cache prune --max-size`")
 
 
 def _file_system(directory: Path) -> str:
@@ -93,23 +88,20 @@ def _file_system(directory: Path) -> str:
 
 
 def _kernels(config: Config) -> Iterator[Finding]:
+    from lrms_vm import site_kernel
+
     if not config.kernels:
-        yield Finding("kernels", False, "no [kernels.NAME] in the configuration", "see docs/images.md, 'The site's kernel'")
+        yield Finding("kernels", False, "no [kernels.NAME] in the configuration", "see docs/images.md")
     for kernel in config.kernels.values():
-        for path, expected in ((kernel.vmlinuz, kernel.vmlinuz_sha256), (kernel.initrd, kernel.initrd_sha256)):
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            yield Finding(
-                f"kernel {kernel.name}", digest == expected, f"{path} has sha256 {digest[:16]}...",
-                "" if digest == expected else f"the configuration says {expected[:16]}...: reinstall it or correct the digest",
-            )  # fmt: skip
+        site_kernel.require_digests(kernel, config.places)
+        yield Finding(f"kernel {kernel.name}", True, kernel.vmlinuz)
 
 
 def _guest_program(config: Config) -> Iterator[Finding]:
     from lrms_vm import seed
 
     path = seed.guest_program(config)
-    yield Finding("guest program", os.access(path, os.R_OK), str(path), "" if os.access(path, os.R_OK) else "make -C guest")
+    yield _answer("guest program", os.access(path, os.R_OK), str(path), "make -C guest, and set guest_program")
 
 
 def _policy(config: Config) -> Iterator[Finding]:
@@ -118,67 +110,58 @@ def _policy(config: Config) -> Iterator[Finding]:
 
     policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
     builders, runners = len(policy.builders), len(policy.runners)
-    yield Finding(
-        "trust policy", builders > 0 and runners > 0, f"{config.policy}: {builders} builder rules, {runners} runner rules",
-        "" if builders and runners else "without a [[builder]] and a [[runner]] every image is refused: docs/trust.md",
-    )  # fmt: skip
+    found = f"{config.policy}: {builders} builder rules, {runners} runner rules"
+    yield _answer(
+        "trust policy", builders > 0 and runners > 0, found, "without both, every image is refused: docs/trust.md"
+    )
     anchors = read_anchors(Path(policy.ca_dir))
-    yield Finding(
-        "CA directory", bool(anchors.certificates), f"{policy.ca_dir}: {len(anchors.certificates)} CAs, {len(anchors.crls)} CRLs",
-        "" if anchors.certificates else "install the IGTF trust anchors there",
-    )  # fmt: skip
-    for source, next_update in crl_ages(anchors):
-        left_s = next_update - time.time()
-        yield Finding(
-            f"CRL {source}", left_s > 0, f"expires in {left_s / 3600:.0f} h" if left_s > 0 else f"expired {-left_s / 3600:.0f} h ago",
-            "" if left_s > 0 else "run fetch-crl; until then images of this CA's builders are refused with 75",
-        )  # fmt: skip
+    found = f"{policy.ca_dir}: {len(anchors.certificates)} CAs, {len(anchors.crls)} CRLs"
+    yield _answer("CA directory", bool(anchors.certificates), found, "install the IGTF trust anchors there")
+    yield from _crls(anchors)
 
 
-def crl_ages(anchors: TrustAnchors) -> list[tuple[str, float]]:
-    """(issuer, nextUpdate as time.time()) of each CRL; the trust core does the reading."""
+def _crls(anchors: TrustAnchors) -> Iterator[Finding]:
     from lrms_vm.trust import x509
 
-    return [(issuer, until.timestamp()) for issuer, until in x509.crl_expiries(anchors)]
+    for issuer, until in x509.crl_expiries(anchors):
+        left_h = (until.timestamp() - time.time()) / 3600
+        found = f"expires in {left_h:.0f} h" if left_h > 0 else f"expired {-left_h:.0f} h ago"
+        yield _answer(
+            f"CRL of {issuer}", left_h > 0, found, "run fetch-crl; until then its builders' images end with 75"
+        )
 
 
 def _images(config: Config) -> Iterator[Finding]:
     if not config.images:
-        yield Finding("images", False, "no [images.NAME] in the configuration", "see docs/images.md, 'Publish it'")
+        yield Finding("images", False, "no [images.NAME] in the configuration", "see docs/images.md")
     for entry in config.images.values():
         if entry.url.startswith("/"):
-            there = Path(entry.url).is_file()
-            yield Finding(f"image {entry.name}", there, entry.url, "" if there else "the file is not there")
+            yield _answer(f"image {entry.name}", Path(entry.url).is_file(), entry.url, "the file is not there")
 
 
 def _kvm(config: Config) -> Iterator[Finding]:
-    """Where libvirt's qemu may not open /dev/kvm, each libvirt call probes qemu anew: 76 s for a domain (reference)."""
+    """Where libvirt's qemu may not open /dev/kvm, each libvirt call probes qemu anew: over a minute for a domain."""
     try:
         status = os.stat("/dev/kvm")
     except FileNotFoundError:
-        yield Finding("/dev/kvm", config.hypervisor != "kvm", "absent", "" if config.hypervisor != "kvm" else "enable it in firmware")
+        yield _answer("/dev/kvm", config.hypervisor != "kvm", "absent", "enable virtualisation in the firmware")
         return
     group = grp.getgrgid(status.st_gid).gr_name
-    ok = bool(status.st_mode & 0o006 == 0o006 or (group == "kvm" and status.st_mode & 0o060 == 0o060))
-    yield Finding(
-        "/dev/kvm", ok, f"group {group}, mode {stat.S_IMODE(status.st_mode):o}",
-        "" if ok else "chgrp kvm /dev/kvm; chmod 660 /dev/kvm (what Debian's udev rule does), or every start takes a minute",
-    )  # fmt: skip
+    ok = status.st_mode & 0o006 == 0o006 or (group == "kvm" and status.st_mode & 0o060 == 0o060)
+    found = f"group {group}, mode {stat.S_IMODE(status.st_mode):o}"
+    yield _answer("/dev/kvm", ok, found, "chgrp kvm /dev/kvm; chmod 660 /dev/kvm, or each start takes over a minute")
 
 
 def _hypervisor(config: Config) -> Iterator[Finding]:
     from lrms_vm import node
 
-    kind = {"qemu": "qemu", "kvm": "kvm", "xen": "xen"}[config.hypervisor]
     try:
-        usable = node.hypervisor(config).usable(kind, deadline=time.monotonic() + TIMEOUT_S)
+        usable = node.hypervisor(config).usable(config.hypervisor, deadline=time.monotonic() + TIMEOUT_S)
     except LrmsVmError as error:
         yield Finding("hypervisor", False, str(error), f"is libvirtd running? ({config.libvirt_uri})")
         return
-    yield Finding(
-        "hypervisor", usable, f"{config.libvirt_uri}, domains of type {kind}",
-        "" if usable else f"libvirt offers no {kind} domains here: set hypervisor in {config.source} to what the node has",
-    )  # fmt: skip
+    found = f"{config.libvirt_uri}, domains of type {config.hypervisor}"
+    yield _answer("hypervisor", usable, found, f"libvirt offers none here: set hypervisor in {config.source}")
 
 
 def _sandbox(config: Config) -> Iterator[Finding]:
@@ -187,7 +170,7 @@ def _sandbox(config: Config) -> Iterator[Finding]:
     try:
         command.run(["bwrap", "--ro-bind", "/", "/", "true"], timeout_s=TIMEOUT_S, identity=nobody)
     except LrmsVmError as error:
-        yield Finding("user namespaces", False, str(error), "sysctl kernel.unprivileged_userns_clone=1, or user.max_user_namespaces")
+        yield Finding("user namespaces", False, str(error), "sysctl kernel.unprivileged_userns_clone=1")
         return
     yield Finding("user namespaces", True, "ordinary users can make them")
 
@@ -196,12 +179,11 @@ def _slurm(config: Config) -> Iterator[Finding]:
     if not config.spank_plugin:
         return
     there = Path(config.spank_plugin).is_file()
-    yield Finding("SPANK plugin", there, config.spank_plugin, "" if there else "lrms-vm install --lrms=slurm")
-    text = command.run([config.scontrol, "show", "config"], timeout_s=TIMEOUT_S).decode("utf-8", "replace")
-    settings = {
-        key.strip(): value.strip() for line in text.splitlines() for key, eq, value in [line.partition("=")] if eq
-    }
-    for key, wanted in (("Prolog", "slurm.prolog"), ("Epilog", "slurm.epilog"), ("PrologFlags", "Alloc")):
+    yield _answer("SPANK plugin", there, config.spank_plugin, "lrms-vm install --lrms=slurm")
+    environment = {**command.ENVIRONMENT, **{k: v for k, v in os.environ.items() if k == "SLURM_CONF"}}
+    text = command.run([config.scontrol, "show", "config"], timeout_s=TIMEOUT_S, environment=environment).decode()
+    pairs = [line.partition("=") for line in text.splitlines() if "=" in line]
+    settings = {key.strip(): value.strip() for key, _, value in pairs}
+    for key, wanted in (("Prolog", "/"), ("Epilog", "/"), ("PrologFlags", "Alloc")):
         found = settings.get(key, settings.get(f"{key}[0]", "(null)"))
-        ok = wanted in found
-        yield Finding(f"slurm.conf {key}", ok, found, "" if ok else f"expected {wanted}: see `lrms-vm install --lrms=slurm`")
+        yield _answer(f"slurm.conf {key}", wanted in found, found, "see `lrms-vm install --lrms=slurm`")

@@ -92,8 +92,9 @@ def read_trusted(path: Path, *, must_be_root_owned: bool = True, max_bytes: int 
             for where, state in [(path, status), *((p, p.stat()) for p in path.resolve().parents)]:
                 sticky = stat.S_ISDIR(state.st_mode) and state.st_mode & stat.S_ISVTX
                 if state.st_uid != 0 or (state.st_mode & 0o022 and not sticky):
+                    found = f"owner {state.st_uid}, mode {stat.S_IMODE(state.st_mode):o}"
                     raise ConfigError(
-                        f"{where}: owner {state.st_uid}, mode {stat.S_IMODE(state.st_mode):o}; not only root can write it",
+                        f"{where}: {found}; not only root can write it",
                         hint="chown root and chmod go-w",
                         code="config-unsafe",
                     )

@@ -13,7 +13,7 @@ from lrms_vm.errors import EXIT_UNAVAILABLE
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "doctor",
-        description="Asks everything a VM job needs on this node. Exit 0: nothing found; 69: something would stop a job.",
+        description="Asks everything a VM job needs on this node. Exit 69: something would stop a job.",
         epilog="example:\n  lrms-vm doctor --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -45,9 +45,8 @@ def _status(args: argparse.Namespace) -> int:
     if not rows:
         print("no guests on this node")
     for row in rows:
-        print(
-            f"{row['key']:<28} {row['phase']:<14} {row['seconds']:>6.0f} s  {row['user'] or row['uid']!s:<10} {row['image']}"
-        )
+        whose = row["user"] or str(row["uid"])
+        print(f"{row['key']:<28} {row['phase']:<14} {row['seconds']:>6.0f} s  {whose:<10} {row['image']}")
         if row["message"]:
             print(f"    {row['message']}")
         if args.job is not None:

@@ -153,8 +153,12 @@ class Site:
     def left(self) -> list[str]:
         """Everything of the job that is still there; the verified image in the cache may stay."""
         places = self.config.places
-        found = [str(path) for directory in (places.jobs, places.disks, places.verdicts, places.leases, places.job_locks)
-                 if directory.exists() for path in directory.rglob("*")]
+        found = [
+            str(path)
+            for directory in (places.jobs, places.disks, places.verdicts, places.leases, places.job_locks)
+            if directory.exists()
+            for path in directory.rglob("*")
+        ]
         found += [str(path) for path in places.ingest.rglob("*")] if places.ingest.exists() else []
         found += self.hypervisor.names(deadline=0)
         return found + [f"pid {pid}" for pid in teardown.attach_processes(self.allocation.key)]

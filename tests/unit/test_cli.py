@@ -13,11 +13,16 @@ from lrms_vm.cli import VERBS, _config_first, _verb_of, main
         (["--config", "f", "status"], ["--config", "f", "status"]),
         (["image", "list", "--config=f"], ["--config=f", "image", "list"]),
         (["run", "--", "prog", "--config", "theirs"], ["run", "--", "prog", "--config", "theirs"]),
-        (["run", "--config", "f", "--", "prog", "--config", "theirs"], ["--config", "f", "run", "--", "prog", "--config", "theirs"]),
+        (
+            ["run", "--config", "f", "--", "prog", "--config", "theirs"],
+            ["--config", "f", "run", "--", "prog", "--config", "theirs"],
+        ),
         (["status", "--config"], ["status", "--config"]),
     ],
 )
-def test_config_may_stand_behind_the_verb_but_never_comes_from_the_users_command(typed: list[str], read: list[str]) -> None:
+def test_config_may_stand_behind_the_verb_but_never_comes_from_the_users_command(
+    typed: list[str], read: list[str]
+) -> None:
     assert _config_first(typed) == read
 
 

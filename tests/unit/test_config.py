@@ -25,7 +25,9 @@ def test_a_file_that_says_nothing_gets_the_strict_defaults() -> None:
 
 
 def test_tables_become_kernels_and_images() -> None:
-    config = parse(f'version = 1\nkernel = "site"\n{KERNEL}\n[images.atlas]\nurl = "/i/atlas.raw"\n'.encode(), source="f")
+    config = parse(
+        f'version = 1\nkernel = "site"\n{KERNEL}\n[images.atlas]\nurl = "/i/atlas.raw"\n'.encode(), source="f"
+    )
     assert config.kernels["site"].vmlinuz == "/k/vmlinuz"
     assert config.images["atlas"].url == "/i/atlas.raw"
 

@@ -17,7 +17,12 @@ def request(**options: str) -> Request:
 
 
 def rule(**limits: object) -> Any:
-    values: dict[str, object] = {"max_memory_mib": None, "network": None, "runner": "r", "valid_until": datetime.now(UTC)}
+    values: dict[str, object] = {
+        "max_memory_mib": None,
+        "network": None,
+        "runner": "r",
+        "valid_until": datetime.now(UTC),
+    }
     return SimpleNamespace(**(values | limits))
 
 
@@ -40,7 +45,9 @@ def test_a_rules_network_is_the_most_a_job_gets_and_not_what_it_gets_unasked() -
         within(rule(network="nat"), request(network="bridge:br0"), network="none")
 
 
-@pytest.mark.parametrize("directory", [*sorted(NOT_SHARED), "/tmp/", "/proc/1", "/run/lrms_vm/jobs", "relative", "/a\nb"])
+@pytest.mark.parametrize(
+    "directory", [*sorted(NOT_SHARED), "/tmp/", "/proc/1", "/run/lrms_vm/jobs", "relative", "/a\nb"]
+)
 def test_a_working_directory_that_would_hide_the_guests_own_system_is_not_shared(directory: str) -> None:
     assert shares_of(directory, request(), Config()) == ()
 

@@ -29,7 +29,9 @@ def test_a_line_cut_short_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert list(read(path).steps) == ["begin"]
 
 
-@pytest.mark.parametrize("damage", [b"\x00" * 5000, b"[" * 5000, b'"begin"\n7\nnull\n', b'{"step": 7}\n{"phase": "x", "ms": "y"}\n'])
+@pytest.mark.parametrize(
+    "damage", [b"\x00" * 5000, b"[" * 5000, b'"begin"\n7\nnull\n', b'{"step": 7}\n{"phase": "x", "ms": "y"}\n']
+)
 def test_a_damaged_record_notes_nothing_and_does_not_raise(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "r").write_bytes(damage)
     assert read(tmp_path / "r").steps == {}

@@ -70,7 +70,9 @@ def test_a_reference_is_exactly_one_of_name_digest_and_place() -> None:
     assert parse_reference("atlas", source="x").name == "atlas"
 
 
-@pytest.mark.parametrize(("field", "value"), [("job_id", "../1"), ("job_id", ""), ("node", "n/1"), ("node", "-n"), ("node", "a..b")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("job_id", "../1"), ("job_id", ""), ("node", "n/1"), ("node", "-n"), ("node", "a..b")]
+)
 def test_a_key_can_never_leave_its_directory(field: str, value: str) -> None:
     with pytest.raises(UsageError):
         allocation(**{field: value})
