@@ -46,6 +46,7 @@ class Desk:
 
     cluster: Cluster
     directory: Path  # the user's own
+    submitted: list[int]
 
     @property
     def layout(self) -> Layout:
@@ -59,7 +60,16 @@ class Desk:
         """Submit a script from this directory; its output goes to `<job id>.out` there."""
         client = self.cluster.client(user, plugin=plugin)
         output = [] if any(word.startswith("--output") for word in arguments) else [f"--output={self.directory}/%j.out"]
-        return client.sbatch(*output, *arguments, script="#!/bin/sh\n" + script, cwd=self.directory, env=env)
+        job_id = client.sbatch(*output, *arguments, script="#!/bin/sh\n" + script, cwd=self.directory, env=env)
+        self.submitted.append(job_id)
+        return job_id
+
+    def cancel_all(self) -> None:
+        """What a failed test left running would fail the next ones too."""
+        for job_id in self.submitted:
+            if not self.cluster.job_info(job_id).ended:
+                self.cluster.client("root").cancel(job_id)
+                self.cluster.wait_job(job_id, timeout_s=60)
 
     def end(self, job_id: int | str, *, timeout_s: float = BOOT_S + 60) -> JobInfo:
         """Wait for a job's end, its epilogue too, and make sure that nothing of it is left."""
@@ -105,9 +115,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(cluster: Cluster, request: pytest.FixtureRequest) -> Desk:
-    """See `Desk`. The nodes are idle and healthy before and after each test."""
-    return make_desk(cluster, request.node.name)
+def desk(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """See `Desk`. The nodes are in service before each test."""
+    made = make_desk(cluster, request.node.name)
+    yield made
+    made.cancel_all()
 
 
 def make_desk(cluster: Cluster, name: str) -> Desk:
@@ -120,7 +132,7 @@ def make_desk(cluster: Cluster, name: str) -> Desk:
     directory = cluster.layout.home(USER) / "tests" / f"{clean}-{uuid.uuid4().hex[:6]}"
     directory.mkdir(mode=0o755, parents=True)
     os.chown(directory, user.uid, user.gid)
-    return Desk(cluster, directory)
+    return Desk(cluster, directory, [])
 
 
 @pytest.fixture(scope="session")

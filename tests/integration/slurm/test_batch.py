@@ -59,8 +59,7 @@ def batch(cluster: Cluster) -> Iterator[Batch]:
         *SMALL, image, f"--chdir={closed}", script=WHERE + "cat data; touch new && echo WROTE; pwd\n"
     )
     yield batch
-    for job_id in batch.ids.values():
-        desk.user.cancel(job_id)
+    desk.cancel_all()
 
 
 def _only_the_group_can_read(desk: Desk) -> None:

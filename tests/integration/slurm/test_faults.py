@@ -49,15 +49,24 @@ def test_with_a_dead_hypervisor_the_node_is_drained_and_the_job_runs_elsewhere(d
         wait(desk.layout, job_id, timeout_s=60, until=lambda job: job.state == "PENDING" and job.restarts > 0)
         state, reason = desk.cluster.node_state("n1")
         assert "DRAIN" in state
-        assert reason.startswith("lrms_vm: "), reason
-        desk.nothing_left(job_id)
-        desk.cluster.client("root").call(["scontrol", "update", f"jobid={job_id}", "nodelist="], cwd=desk.directory)
-        job = desk.end(job_id)
-        assert (job.state, job.exit_code, job.nodes) == ("COMPLETED", "0:0", "n2")
-        assert desk.output(job) == "in the guest\n"
+        assert reason.startswith("lrms_vm: ") and "libvirt" in reason
     finally:
         socket.symlink_to(target)
-        desk.cluster.resume("n1")
+    # Nobody could ask the dead hypervisor whether the guest is gone, so its files stayed: for `reap` on a healthy node.
+    reap(desk, "n1")
+    desk.nothing_left(job_id)
+    desk.cluster.client("root").call(["scontrol", "update", f"jobid={job_id}", "nodelist="])
+    job = desk.end(job_id)
+    assert (job.state, job.exit_code, job.nodes) == ("COMPLETED", "0:0", "n2")
+    assert desk.output(job) == "in the guest\n"
+    desk.cluster.resume("n1")
+
+
+def reap(desk: Desk, node: str) -> None:
+    """As an administrator does, or slurmd's node health check."""
+    words = [desk.layout.command, "--config", desk.layout.config(node), "reap", "--lrms=slurm", f"--node={node}"]
+    done = desk.cluster.client("root").call(words)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_with_the_plugin_missing_nothing_runs_on_the_host(desk: Desk) -> None:

@@ -35,8 +35,7 @@ def jobs(cluster: Cluster) -> Iterator[tuple[Desk, dict[str, int]]]:
         ),
     }  # fmt: skip
     yield desk, ids
-    for job_id in ids.values():
-        desk.user.cancel(job_id)
+    desk.cancel_all()
 
 
 def test_a_signal_to_the_batch_script_arrives(jobs: tuple[Desk, dict[str, int]]) -> None:
