@@ -11,7 +11,7 @@ TIMES = 300
 
 def measure(cluster: Cluster) -> list[Result]:
     """The prolog of a job that asks for no VM, with the environment slurmd gives it, against /bin/true."""
-    hook = cluster.layout.etc / NODES[0] / "prolog"
+    hook = cluster.layout.prefix(NODES[0]) / "libexec" / "slurm.prolog"
     environment = {
         "SLURMD_NODENAME": NODES[0],
         "SLURM_CLUSTER_NAME": "bench",

@@ -1,29 +1,22 @@
-"""Our hooks and plugin in the demo's Slurm. (A stand-in until lrms_vm/install.py is there.)"""
+"""Our hooks and plugin in the demo's Slurm, put there as an administrator does: by `lrms-vm install` on each node."""
 
 from __future__ import annotations
 
 from demo.layout import NODES, Layout
-
-_HOOK = """\
-#!/bin/sh
-case "${{SPANK_VM_IMAGE:-}}:${{SLURM_JOB_COMMENT:-}}" in
-    ?*:*|*lrms_vm:*) ;;
-    *) exit 0 ;;
-esac
-exec {python} -I -m lrms_vm --config {config} {verb} --lrms slurm
-"""
+from demo.programs import run
 
 
 def write(layout: Layout) -> None:
-    """Put prolog, epilog and plugstack.conf of each node in place."""
-    plugin = layout.opt / "lrms_vm.so"
-    (layout.etc / "plugstack.conf").write_text(f"required {plugin}\n" if plugin.exists() else "")
+    """Put each node's hooks, plugin and plugstack.conf in place, and the login node's plugin.
+
+    The two programs were compiled by `make prerequisites`, so that this takes no compiler's time.
+    """
+    plugin, guest = layout.opt / "lrms_vm.so", layout.opt / "lrms-vm-guest"
+    (layout.etc / "plugstack.conf").write_text(f"optional {plugin}\n" if plugin.exists() else "")
     for node in NODES:
         own = layout.etc / node
-        verdicts = layout.places(node).verdicts
-        line = f"required {plugin} exec={layout.command} verdicts={verdicts}\n"
-        (own / "plugstack.conf").write_text(line if plugin.exists() else "")
-        for name, verb in (("prolog", "prologue"), ("epilog", "epilogue")):
-            text = _HOOK.format(python=layout.python, config=layout.config(node), verb=verb)
-            (own / name).write_text(text)
-            (own / name).chmod(0o755)
+        if plugin.exists():
+            ready_made = ("--plugin", plugin, "--guest", guest)
+            where = ("--prefix", layout.prefix(node), "--slurm-conf-dir", own)
+            run([layout.command, "--config", layout.config(node), "install", "--lrms=slurm", *where, *ready_made])
+        (own / "plugstack.conf").write_text(f"include {own}/plugstack.conf.d/*.conf\n" if plugin.exists() else "")

@@ -48,6 +48,10 @@ class Layout:
         """The installed package: a virtual environment, the guest program, the plugin."""
         return self.base / "opt"
 
+    def prefix(self, node: str) -> Path:
+        """Where `lrms-vm install` puts a node's hooks and plugin; a real node has /opt/lrms_vm."""
+        return self.opt / node
+
     @property
     def python(self) -> Path:
         return self.opt / "venv" / "bin" / "python"

@@ -16,7 +16,10 @@ from demo.layout import CHECKOUT, Layout
 from demo.programs import DemoError, run
 
 PROGRAMS = ("guest/lrms-vm-guest", "spank/lrms_vm.so")
-_PARTS = ("lrms_vm", "templates", "prologue", "epilogue", "setup.cfg", "pyproject.toml", "README.md")
+_PARTS = (
+    *("lrms_vm", "templates", "prologue", "epilogue", "spank", "guest"),
+    *("setup.cfg", "pyproject.toml", "README.md"),
+)
 
 
 def install(layout: Layout) -> bool:

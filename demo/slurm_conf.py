@@ -61,10 +61,8 @@ def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool =
     ]
     if plugstack:
         lines.append(f"PlugStackConfig={own / 'plugstack.conf'}")
-    if node:
-        lines += [f"Prolog={own / 'prolog'}", f"Epilog={own / 'epilog'}"]
-    else:  # the controller wants to know that there is one: it then waits for it (PrologFlags)
-        lines += [f"Prolog={layout.etc / NODES[0] / 'prolog'}", f"Epilog={layout.etc / NODES[0] / 'epilog'}"]
+    hooks = layout.prefix(node or NODES[0]) / "libexec"  # the controller only wants to know that there is a prolog
+    lines += [f"Prolog={hooks / 'slurm.prolog'}", f"Epilog={hooks / 'slurm.epilog'}"]
     lines += [
         f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={NODE_PORTS[name]} "
         f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MB} Features=vm"
