@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo import hooks, hypervisor, jobs, users
+from demo import hypervisor, jobs, users
 from demo.jobs import Client, JobInfo
 from demo.layout import NODES, USER, Layout, default_base
 from demo.programs import Daemon, DemoError, run, wait_until
@@ -48,6 +48,8 @@ class Cluster:
         """Bring everything up and wait until both nodes are idle. What runs already stays. Raises `DemoError`."""
         layout = self.layout
         self.prepare()
+        if not layout.plugin(NODES[0]).exists():
+            raise DemoError(f"{layout.base}: nothing is installed there yet: run `make demo`")
         _write_configuration(layout)
         hypervisor.start(layout)
         for node in NODES:
@@ -202,7 +204,6 @@ def _make_directories(layout: Layout) -> None:
 
 def _write_configuration(layout: Layout) -> None:
     host = socket.gethostname().partition(".")[0]
-    hooks.write(layout)
     texts = {layout.slurm_conf(node): slurm_conf(layout, host=host, node=node) for node in (None, *NODES)}
     texts[layout.etc / "slurm-noplugin.conf"] = slurm_conf(layout, host=host, node=None, plugstack=False)
     for path, text in texts.items():

@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def opt(self) -> Path:
-        """The installed package: a virtual environment, the guest program, the plugin."""
+        """The installed package: a virtual environment, and a prefix for each node's hooks and plugin."""
         return self.base / "opt"
 
     def prefix(self, node: str) -> Path:
@@ -59,6 +59,9 @@ class Layout:
     @property
     def command(self) -> Path:
         return self.opt / "venv" / "bin" / "lrms-vm"
+
+    def plugin(self, node: str) -> Path:
+        return self.prefix(node) / "lib" / "lrms_vm.so"
 
     @property
     def images(self) -> Path:

@@ -1,4 +1,4 @@
-"""The checkout, installed where users may execute it: a virtual environment of its own, and the two compiled programs.
+"""The checkout, installed where users may execute it: in a virtual environment of its own.
 
 Not editable: what runs as root must not change under a cluster that is up. Installed again only when the content
 of the checkout changed.
@@ -13,22 +13,19 @@ import tempfile
 from pathlib import Path
 
 from demo.layout import CHECKOUT, Layout
-from demo.programs import DemoError, run
+from demo.programs import run
 
-PROGRAMS = ("guest/lrms-vm-guest", "spank/lrms_vm.so")
 _PARTS = (
     *("lrms_vm", "templates", "prologue", "epilogue", "spank", "guest"),
     *("setup.cfg", "pyproject.toml", "README.md"),
 )
+_MADE = ("*.pyc", "__pycache__", "*.so", "*.o", "lrms-vm-guest", "test_*")  # not sources: no reason to install again
 
 
 def install(layout: Layout) -> bool:
     """Bring `layout.opt` up to date; return whether anything had to be done. Raises `DemoError`."""
     done = _environment(layout)
-    done = _package(layout) or done
-    for program in PROGRAMS:
-        done = _copy(CHECKOUT / program, layout.opt / Path(program).name) or done
-    return done
+    return _package(layout) or done
 
 
 def requirements() -> list[str]:
@@ -44,7 +41,7 @@ def digest(parts: tuple[str, ...] = _PARTS) -> str:
     for part in parts:
         root = CHECKOUT / part
         for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and not any(path.match(pattern) for pattern in _MADE):
                 total.update(f"{path.relative_to(CHECKOUT)}\0{path.stat().st_mode}\0".encode())
                 total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
@@ -72,27 +69,12 @@ def _package(layout: Layout) -> bool:
         source = Path(name)
         for part in _PARTS:
             if (CHECKOUT / part).is_dir():
-                shutil.copytree(CHECKOUT / part, source / part, symlinks=True)
+                shutil.copytree(CHECKOUT / part, source / part, symlinks=True, ignore=shutil.ignore_patterns(*_MADE))
             elif (CHECKOUT / part).exists():
                 shutil.copy2(CHECKOUT / part, source / part)
         options = ["--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir"]
         run([layout.python, "-m", "pip", "install", "-q", *options, source], timeout_s=300, pip=True)
     stamp.write_text(now)
-    return True
-
-
-def _copy(source: Path, target: Path) -> bool:
-    """Replace, never overwrite: a slurmd may have the old file mapped."""
-    try:
-        wanted = source.read_bytes()
-    except FileNotFoundError as error:
-        raise DemoError(f"{source} is not built: run `make prerequisites`") from error
-    if target.exists() and target.read_bytes() == wanted:
-        return False
-    fresh = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, fresh)
-    fresh.chmod(0o755)
-    fresh.replace(target)
     return True
 
 

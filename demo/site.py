@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from demo import package
+from demo import hooks, package
 from demo.ca import BUILDER_DN, CA_DN, make_demo_ca
 from demo.cluster import Cluster
 from demo.layout import CHECKOUT, NODES, Layout
@@ -36,6 +36,8 @@ def bring_up(cluster: Cluster, names: Sequence[str]) -> None:
                 sign(layout, image_path(layout, name), who="builder")
     with step("cluster up, two nodes idle"):
         configure(layout)
+        if hooks.install(layout):
+            cluster.stop()
         cluster.start()
 
 

@@ -40,7 +40,7 @@ def lrms_vm_toml(layout: Layout, node: str, *, hypervisor: str, kernel: SiteKern
         "run_dir": str(places.run_dir),
         "policy": str(layout.etc / "trust.toml"),
         "guest_program": str(layout.prefix(node) / "libexec" / "lrms-vm-guest"),
-        "spank_plugin": str(layout.prefix(node) / "lib" / "lrms_vm.so"),
+        "spank_plugin": str(layout.plugin(node)),
         "hypervisor": hypervisor,
         "libvirt_uri": f"qemu+unix:///system?socket={layout.libvirt_socket(node)}",
         "kernel": kernel.name,

@@ -14,6 +14,7 @@ import pytest
 from demo import leftovers
 from demo.cluster import Cluster
 from demo.jobs import wait
+from lrms_vm import record
 from tests.integration.slurm.conftest import Desk
 
 SMALL = ("--mem=700", "--time=10", "--vm-image=minimal")
@@ -91,7 +92,7 @@ def test_with_the_prolog_missing_nothing_runs_on_the_host(desk: Desk) -> None:
         assert "lrms_vm" in job.output()
 
 
-@pytest.mark.parametrize("step", ["begin", "lease", "overlay", "domain", "attach"])
+@pytest.mark.parametrize("step", record.STEPS)
 def test_a_prologue_killed_at_a_step_leaves_nothing(desk: Desk, step: str) -> None:
     job_id = desk.sbatch(*SMALL, "--nodelist=n1", "--no-requeue", script="echo RAN\n")
     _when_noted(desk, job_id, "n1", step, lambda: _kill_prologue(desk, job_id))
@@ -129,12 +130,12 @@ def test_a_job_without_a_request_is_untouched(desk: Desk) -> None:
 
 def _when_noted(desk: Desk, job_id: int, node: str, step: str, act: Callable[[], None]) -> None:
     """Do something as soon as the prologue's record says that a step is about to be taken."""
-    record = desk.layout.places(node).job(f"slurm-{job_id}.{node}").record
+    noted = desk.layout.places(node).job(f"slurm-{job_id}.{node}").record
     needle = f'"step": "{step}"'
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
-            if needle in record.read_text():
+            if needle in noted.read_text():
                 act()
                 return
         except FileNotFoundError:
