@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from lrms_vm.config import load, parse, read_trusted
+from lrms_vm.config import Config, load, parse, read_trusted
 from lrms_vm.errors import ConfigError
 
 KERNEL = f"""
@@ -94,3 +95,13 @@ def test_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     for name in ("link", "pipe", "absent"):
         with pytest.raises(ConfigError):
             load(tmp_path / name)
+
+
+def test_the_example_names_every_key_with_its_default() -> None:
+    import tomllib
+
+    text = (Path(__file__).parents[2] / "examples" / "lrms_vm.toml").read_bytes()
+    assert parse(text, source="example") == dataclasses.replace(Config(), source="example")
+    assert set(tomllib.loads(text.decode())) - {"version"} == {
+        field.name for field in dataclasses.fields(Config) if field.name not in ("kernels", "images", "source")
+    }
