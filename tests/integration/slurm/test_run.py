@@ -21,10 +21,8 @@ def command(desk: Desk, *words: str) -> list[str]:
     return [str(desk.layout.command), "--config", str(desk.layout.config("n1")), *words]
 
 
-def run(desk: Desk, words: Sequence[str], *, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        words, cwd=desk.directory, env=dict(ENVIRONMENT), input=stdin, capture_output=True, timeout=BOOT_S
-    )
+def run(desk: Desk, words: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    return desk.cluster.client("root").call(words, cwd=desk.directory, timeout_s=BOOT_S)
 
 
 def local_leftovers(desk: Desk, pid: int) -> list[str]:
