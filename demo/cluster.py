@@ -10,6 +10,8 @@ in its own directory. Also a command: `python -m demo.cluster start|stop|status`
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import shutil
 import socket
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from demo import hypervisor, jobs, users
 from demo.jobs import Client, JobInfo
@@ -39,7 +42,8 @@ class Cluster:
     # -- up and down
 
     def prepare(self) -> None:
-        """Directories and users: what installing and building need."""
+        """Directories and users: what installing and building need. Waits while another program uses this cluster."""
+        _claim(self.base)
         _forget_before_boot(self.layout)
         _make_directories(self.layout)
         users.make(self.layout)
@@ -183,6 +187,7 @@ def remove(base: Path) -> None:
         raise DemoError("not removed, because of " + "; ".join(left))
     users.remove(cluster.layout)
     shutil.rmtree(base)
+    base.with_name(base.name + ".lock").unlink(missing_ok=True)
 
 
 def _make_directories(layout: Layout) -> None:
@@ -208,6 +213,27 @@ def _write_configuration(layout: Layout) -> None:
     texts[layout.etc / "slurm-noplugin.conf"] = slurm_conf(layout, host=host, node=None, plugstack=False)
     for path, text in texts.items():
         path.write_text(text)
+
+
+def _claim(base: Path) -> None:
+    """One program at a time, until it ends: a test run would stop the cluster under a benchmark."""
+    path = base.with_name(base.name + ".lock")
+    if path in _claimed:
+        return
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        print(f"waiting: process {file.read().strip()} is using {base}", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _claimed[path] = file
+
+
+_claimed: dict[Path, TextIO] = {}
 
 
 def _forget_before_boot(layout: Layout) -> None:

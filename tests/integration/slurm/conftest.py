@@ -33,6 +33,7 @@ def cluster() -> Iterator[Cluster]:
     if os.geteuid() != 0:
         pytest.skip("the test cluster needs root")
     cluster = Cluster(default_base())
+    cluster.prepare()  # waits for whoever else uses it
     cluster.stop()
     site.bring_up(cluster, ["minimal"])
     yield cluster
