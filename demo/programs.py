@@ -3,6 +3,7 @@ when it must be ended: only by the pid file that was written for us."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -91,10 +92,16 @@ class Daemon:
         """The running daemon's pid, or None."""
         try:
             pid = int(self.pid_file.read_text())
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (OSError, ValueError):
             return None
-        return pid if any(self.mark.encode() in word for word in words) else None
+        return pid if self._is_ours(pid) else None
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # empty once it ended
+        except OSError:
+            return False
+        return any(self.mark.encode() in word for word in words)
 
     def start(self, *, timeout_s: float = 20) -> None:
         """Start it unless it runs. Its own output goes to the log it was told."""
@@ -104,15 +111,18 @@ class Daemon:
             wait_until(f"{self.name} started", lambda: self.pid is not None, timeout_s=timeout_s)
 
     def stop(self, *, timeout_s: float = 20) -> None:
-        """Ask it to end, then make it. Nothing happens where it does not run."""
-        for number, patience_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, 5.0)):
-            pid = self.pid
-            if pid is None:
-                break
-            os.kill(pid, number)
-            deadline = time.monotonic() + patience_s
-            while self.pid is not None and time.monotonic() < deadline:
-                time.sleep(0.05)
-        if self.pid is not None:
-            raise DemoError(f"{self.name} (pid {self.pid}) does not end")
+        """Ask it to end, then make it. Nothing happens where it does not run.
+
+        Goes by the process and not by the pid file, which slurmd removes first and then still finishes its work.
+        """
+        pid = self.pid
+        if pid is not None:
+            for number, patience_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, 5.0)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                deadline = time.monotonic() + patience_s
+                while self._is_ours(pid) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+            if self._is_ours(pid):
+                raise DemoError(f"{self.name} (pid {pid}) does not end")
         self.pid_file.unlink(missing_ok=True)
