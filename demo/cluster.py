@@ -145,7 +145,10 @@ class Cluster:
     def resume(self, node: str) -> None:
         """Take a drained or down node back and wait until it is idle."""
         jobs.control(self.layout, "update", f"nodename={node}", "state=resume")
-        wait_until(f"{node} idle", lambda: self.node_state(node)[0] == "IDLE", timeout_s=30)
+        try:
+            wait_until(f"{node} idle", lambda: self.node_state(node)[0] == "IDLE", timeout_s=30)
+        except DemoError as error:
+            raise DemoError(f"{error}: {' '.join(self.node_state(node))}") from error
 
     def logs(self, node: str | None = None) -> str:
         """slurmctld's log, or a node's."""
