@@ -28,6 +28,8 @@ from demo.layout import NODES, USER, Layout, default_base
 from demo.programs import Daemon, DemoError, run, wait_until
 from demo.slurm_conf import slurm_conf
 
+LOCK = Path("/run/lock/lrms_vm-demo")
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -190,7 +192,6 @@ def remove(base: Path) -> None:
         raise DemoError("not removed, because of " + "; ".join(left))
     users.remove(cluster.layout)
     shutil.rmtree(base)
-    base.with_name(base.name + ".lock").unlink(missing_ok=True)
 
 
 def _make_directories(layout: Layout) -> None:
@@ -219,24 +220,23 @@ def _write_configuration(layout: Layout) -> None:
 
 
 def _claim(base: Path) -> None:
-    """One program at a time, until it ends: a test run would stop the cluster under a benchmark."""
-    path = base.with_name(base.name + ".lock")
-    if path in _claimed:
+    """One program at a time, until it ends: a test run would stop the cluster under a benchmark. All bases: the ports."""
+    if _claimed:
         return
-    file = path.open("a+")
+    file = LOCK.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        print(f"waiting: process {file.read().strip()} is using {base}", file=sys.stderr, flush=True)
+        print(f"waiting: another program uses the demo's cluster: {file.read().strip()}", file=sys.stderr, flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
     file.truncate(0)
-    file.write(str(os.getpid()))
+    file.write(f"process {os.getpid()}, {base}")
     file.flush()
-    _claimed[path] = file
+    _claimed.append(file)
 
 
-_claimed: dict[Path, TextIO] = {}
+_claimed: list[TextIO] = []
 
 
 def _forget_before_boot(layout: Layout) -> None:

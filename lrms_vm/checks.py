@@ -101,7 +101,9 @@ def _guest_program(config: Config) -> Iterator[Finding]:
     from lrms_vm import seed
 
     path = seed.guest_program(config)
-    yield _answer("guest program", os.access(path, os.R_OK), str(path), "lrms-vm install prints where it is: set guest_program")
+    yield _answer(
+        "guest program", os.access(path, os.R_OK), str(path), "lrms-vm install prints where it is: set guest_program"
+    )
 
 
 def _policy(config: Config) -> Iterator[Finding]:

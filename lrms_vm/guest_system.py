@@ -40,7 +40,7 @@ RuntimeDirectory=lrms_vm sshd
 RuntimeDirectoryPreserve=yes
 RuntimeDirectoryMode=0755
 ExecStartPre=/bin/mkdir -p /run/lrms_vm/seed
-ExecStartPre=-/bin/mount --mkdir -t iso9660 -o ro,nosuid,nodev,mode=0500,dmode=0500,uid=0,gid=0 LABEL=cidata /run/lrms_vm/seed
+ExecStartPre=-/bin/mount -t iso9660 -o ro,nosuid,nodev,mode=0500,dmode=0500,uid=0,gid=0 LABEL=cidata /run/lrms_vm/seed
 ExecStart=/run/lrms_vm/seed/lrms_vm/guest boot /run/lrms_vm/seed/lrms_vm
 Restart=always
 RestartSec=300ms
