@@ -220,7 +220,7 @@ def _write_configuration(layout: Layout) -> None:
 
 
 def _claim(base: Path) -> None:
-    """One program at a time, until it ends: a test run would stop the cluster under a benchmark. Ports are one a machine."""
+    """One program at a time on this machine, until it ends: a test run would stop the cluster under a benchmark."""
     if _claimed:
         return
     file = LOCK.open("a+")

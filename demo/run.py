@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -34,9 +35,12 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave the cluster up (make demo KEEP=1)")
     args = parser.parse_args(words)
+    if os.geteuid() != 0:
+        print("demo: needs root, for users, daemons and the hypervisor: sudo make demo", file=sys.stderr)
+        return 77
     signal.signal(signal.SIGTERM, _interrupt)
     cluster = Cluster(default_base())
-    keep = False
+    keep = interrupted = False
     try:
         problems = demonstrate(cluster)
         keep = args.keep
@@ -45,6 +49,7 @@ def main(words: list[str]) -> int:
     except KeyboardInterrupt:
         say("\ninterrupted: cleaning up")
         problems = ["interrupted"]
+        interrupted = True
     finally:
         if not keep:
             with step("stop what was started"):
@@ -56,7 +61,7 @@ def main(words: list[str]) -> int:
     for problem in problems:
         print(f"demo: {problem}", file=sys.stderr)
     say(f"{'demo failed' if problems else 'all of it held'} after {elapsed_s():.0f} s; report: {REPORT}")
-    return 1 if problems else 0
+    return 130 if interrupted else 1 if problems else 0
 
 
 def demonstrate(cluster: Cluster) -> list[str]:
