@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from demo.progress import step
 from lrms_vm import config as configuration
 from lrms_vm import guest, teardown
 
-TIMES = 7
+TIMES = 11
 BOOTS = 3
 ONCE = Path(__file__).with_name("prologue_once.py")
 GOAL_S = 0.3
@@ -32,22 +33,27 @@ def warm(cluster: Cluster, images: Images) -> list[Result]:
     layout = cluster.layout
     site.configure(layout)
     beyond_s: dict[str, list[float]] = {name: [] for name, _ in images.names}
+    whole_s: dict[str, list[float]] = {name: [] for name, _ in images.names}
     for name, what in images.names:
         with step(f"{what}: into the cache"):
             _one(layout, name)
+    os.sync()  # what the images' making left to write is not what is measured
     for _ in range(TIMES):
         for name, _ in images.names:
             ours, theirs = _one(layout, name)
             beyond_s[name].append(ours - theirs)
+            whole_s[name].append(ours)
     medians = {name: statistics.median(values) for name, values in beyond_s.items()}
     small = medians["bench-1GiB"]
+    whole = {name: statistics.median(values) for name, values in whole_s.items()}
+    spread = max(whole.values()) / whole["bench-1GiB"]
     return [
         Result("warm-prologue-1GiB", small, "s", GOAL_S, "warm prologue beyond virsh create of the same XML"),
         Result(
             "warm-prologue-20GiB", medians["bench-20GiB"], "s", GOAL_S, f"the same, {dict(images.names)['bench-20GiB']}"
         ),
         Result("warm-prologue-20GiB-sparse", medians["bench-20GiB-sparse"], "s", GOAL_S, "the same, 20 GiB sparse"),
-        Result("size-independence", max(medians.values()) / small, "ratio", 1.1, "slowest size / 1 GiB"),
+        Result("size-independence", spread, "ratio", 1.1, "whole warm prologue: slowest size / 1 GiB"),
     ]
 
 
