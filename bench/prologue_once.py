@@ -7,11 +7,15 @@ The whole process is what `bench` times; `create` inside it is the hypervisor's 
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import pwd
 import sys
 import time
 from pathlib import Path
+
+gc.disable()  # as lrms_vm/__main__.py does
 
 
 def main(config_path: str, image: str, work_dir: str, job_id: str) -> int:
@@ -48,4 +52,6 @@ def main(config_path: str, image: str, work_dir: str, job_id: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:5]))
+    code = main(*sys.argv[1:5])
+    sys.stdout.flush()
+    os._exit(code)  # likewise

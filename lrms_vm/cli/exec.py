@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import stat
 import sys
@@ -59,6 +60,7 @@ def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> tuple[Verd
 
 
 def _exec(args: argparse.Namespace) -> int:
+    gc.enable()  # a payload may run for days (__main__.py switched it off for the hooks)
     from lrms_vm import environment, payload
     from lrms_vm.paths import JobPlaces
 
