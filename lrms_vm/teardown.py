@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lrms_vm import cache, record
+from lrms_vm.domain import NAME_PREFIX
 from lrms_vm.errors import LrmsVmError, NodeError
 from lrms_vm.guest import Hypervisor
 from lrms_vm.paths import JobPlaces, Places
 
-DOMAIN_PREFIX = "lrms_vm-"
 KEEP_HISTORY = 1000
 MAX_USER_FILE_BYTES = 1 << 16
 
@@ -87,7 +87,7 @@ def teardown(
 
     undo("verdict", str(places.verdict(key)), lambda: _remove_file(places.verdict(key)))
     undo("attach", key, lambda: end_attach(key, deadline=deadline))
-    undo("domain", DOMAIN_PREFIX + key, lambda: hypervisor.destroy(DOMAIN_PREFIX + key, deadline=deadline))
+    undo("domain", NAME_PREFIX + key, lambda: hypervisor.destroy(NAME_PREFIX + key, deadline=deadline))
     if any(leftover.what == "domain" for leftover in leftovers):
         return leftovers  # its disks and its record stay while the guest may: the next teardown needs them
     undo("disks", str(job.disk), lambda: _remove_tree(job.disk))
@@ -101,7 +101,7 @@ def teardown(
 def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> set[str]:
     """The keys of everything on this node that anybody's teardown would have to undo."""
     domains = hypervisor.names(deadline=deadline)
-    names = {name.removeprefix(DOMAIN_PREFIX) for name in domains if name.startswith(DOMAIN_PREFIX)}
+    names = {name.removeprefix(NAME_PREFIX) for name in domains if name.startswith(NAME_PREFIX)}
     return {name for name in names if _node_of(name) == node} | keys_in_directories(node, places=places)
 
 
