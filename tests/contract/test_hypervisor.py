@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from demo import hypervisor
+from demo.layout import Layout
 from lrms_vm.errors import NodeError
 from lrms_vm.guest import Hypervisor, Libvirt
 from tests.fakes import FakeHypervisor
@@ -32,11 +34,15 @@ class Case:
     kind: str
 
 
-def _qemu_answers() -> bool:
-    try:
-        return Libvirt("qemu:///system").usable("qemu", deadline=soon(10))
-    except NodeError:
-        return False
+@pytest.fixture(scope="module")
+def real_libvirt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """qemu:///system, started for these tests where nothing else runs it."""
+    layout = Layout(tmp_path_factory.mktemp("libvirt"))
+    layout.run.mkdir()
+    started = hypervisor.start(layout)
+    yield hypervisor.URI
+    if started:
+        assert hypervisor.stop(layout) == []
 
 
 @pytest.fixture(params=["fake", "libvirt-test", "libvirt-qemu"])
@@ -45,10 +51,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         made = Case(FakeHypervisor(), TEST_XML, "qemu")
     elif request.param == "libvirt-test":
         made = Case(Libvirt("test:///default"), TEST_XML, "test")
-    elif not _qemu_answers():
-        pytest.skip("qemu:///system does not answer here")
     else:
-        made = Case(Libvirt("qemu:///system"), QEMU_XML, "qemu")
+        made = Case(Libvirt(request.getfixturevalue("real_libvirt")), QEMU_XML, "qemu")
     yield made
     made.hypervisor.destroy(NAME, deadline=soon())
 
