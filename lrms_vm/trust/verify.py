@@ -9,15 +9,13 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from fnmatch import fnmatchcase
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509 as certificates
-from cryptography.hazmat.primitives import hashes
 
 from lrms_vm.errors import RequestError
-from lrms_vm.trust import cms, dgst, dn, x509
-from lrms_vm.trust.policy import Block, Builder, Policy, Runner
+from lrms_vm.trust import cms, dgst, dn, rules, x509
+from lrms_vm.trust.policy import Block, Policy
 from lrms_vm.trust.x509 import TrustAnchors
 
 __all__ = ["Claim", "Endorsement", "SignatureFiles", "TrustAnchors", "check_bytes", "check_claim", "named_signer"]
@@ -151,14 +149,14 @@ def _claim(
         namespaces=policy.namespaces,
         at=at,
     )
-    _check_blocks(path.chain, policy, at.date())
+    rules.check_blocks(path.chain, policy, at.date())
     if files.kind == "cms":
         cms.verify_signature(parsed)
         _check_signing_time(parsed, at)
-    builder = _builder(signer, files.kind, algorithm, image_name, policy, at.date())
+    builder = rules.builder_for(signer, files.kind, algorithm, image_name, policy, at.date())
     runner = None
     if user is not None:
-        runner = _runner(builder, image_name, user, groups, account, partition, policy)
+        runner = rules.runner_for(builder, image_name, user, groups, account, partition, policy)
     valid_until = path.valid_until
     if algorithm == "sha1" and builder.allow_sha1_until is not None:
         end = datetime.combine(builder.allow_sha1_until + timedelta(days=1), datetime.min.time(), UTC)
@@ -233,21 +231,6 @@ def _bare_chain(files: SignatureFiles) -> tuple[certificates.Certificate, ...]:
     return x509.parse_chain(files.certificate, source="the signer's certificate file")
 
 
-def _check_blocks(chain: Sequence[certificates.Certificate], policy: Policy, today: date) -> None:
-    for certificate in chain:
-        name, spki = dn.of(certificate.subject), x509.spki_sha256(certificate)
-        fingerprint = certificate.fingerprint(hashes.SHA256()).hex()
-        for block in policy.blocks:
-            if block.holds(today) and (
-                block.spki_sha256 == spki or block.cert_sha256 == fingerprint or block.dn == name
-            ):
-                raise RequestError(
-                    f"{dn.show(certificate.subject)} is blocked by {block.where}: {block.reason}",
-                    hint=f"ask {policy.contact}",
-                    code="signer-blocked",
-                )
-
-
 def _check_signing_time(signature: cms.Signature, at: datetime) -> None:
     """The signer's own word, good for nothing but a contradiction."""
     if not signature.signer.not_valid_before_utc <= signature.signing_time <= at + CLOCK_TOLERANCE:
@@ -256,84 +239,3 @@ def _check_signing_time(signature: cms.Signature, at: datetime) -> None:
             f"before its certificate was valid, or in the future (it is {at:%Y-%m-%d %H:%M:%S}Z)",
             code="signing-time-wrong",
         )
-
-
-def _builder(
-    signer: certificates.Certificate, kind: str, algorithm: str, image_name: str, policy: Policy, today: date
-) -> Builder:
-    """The first rule that lets the signer build this; else the refusal of the rule that came nearest."""
-    who, by = dn.show(signer.subject), dn.show(signer.issuer)
-    subject, issuer, spki = dn.of(signer.subject), dn.of(signer.issuer), x509.spki_sha256(signer)
-    mine = [one for one in policy.builders if (one.issuer, one.subject) == (issuer, subject)]
-    if not mine:
-        same_name = [one for one in policy.builders if one.subject == subject]
-        but = f" (the rule at {same_name[0].where} is for that name from another CA)" if same_name else ""
-        raise RequestError(
-            f"{who}, certified by {by}, is not one of the builders in {policy.source}{but}",
-            hint=f"ask {policy.contact}, or use an image by one of their builders",
-            code="not-a-builder",
-        )
-    nearest, refusal = -1, RequestError("")
-    for one in mine:
-        step, code, what = _builder_refusal(one, kind, algorithm, image_name, spki, policy, today)
-        if not code:
-            return one
-        if step > nearest:
-            nearest = step
-            refusal = RequestError(
-                f"builder rule {one.name!r} ({one.where}) for {who} {what}", hint=f"ask {policy.contact}", code=code
-            )
-    raise refusal
-
-
-def _builder_refusal(
-    rule: Builder, kind: str, algorithm: str, image_name: str, spki: str, policy: Policy, today: date
-) -> tuple[int, str, str]:
-    """(how far it got, code, what); code is empty where the rule lets it pass."""
-    if not rule.may_name(image_name):
-        return 0, "builder-not-for-image", f"is for images {', '.join(rule.images)}, not {image_name!r:.80}"
-    if rule.spki_sha256 and spki not in rule.spki_sha256:
-        return 1, "builder-key-not-pinned", f"pins another key than {spki}"
-    if kind not in rule.signatures:
-        return 2, "signature-form-not-allowed", f"accepts {', '.join(rule.signatures)}, not {kind}"
-    if algorithm == "sha1":
-        if rule.allow_sha1_until is None:
-            return 3, "digest-not-allowed", "does not allow SHA-1 (allow_sha1_until)"
-        if today > rule.allow_sha1_until:
-            return 3, "digest-not-allowed", f"allowed SHA-1 until {rule.allow_sha1_until}"
-    elif algorithm not in policy.digests:
-        return (
-            3,
-            "digest-not-allowed",
-            f"counts, but {policy.source} accepts {', '.join(policy.digests)}, not {algorithm}",
-        )
-    return 4, "", ""
-
-
-def _runner(
-    builder: Builder,
-    image_name: str,
-    user: str,
-    groups: Sequence[str],
-    account: str,
-    partition: str,
-    policy: Policy,
-) -> Runner:
-    for rule in policy.runners:
-        if rule.may_run(
-            user=user,
-            groups=groups,
-            account=account,
-            partition=partition,
-            image_name=image_name,
-            builder=builder.name,
-        ):
-            return rule
-    near = [one for one in policy.runners if any(fnmatchcase(image_name, pattern) for pattern in one.images)]
-    who = f"rule {near[0].name!r} ({near[0].where}) is for others" if near else "no runner rule is for this image"
-    where = f" in partition {partition}" if partition else ""
-    raise RequestError(
-        f"{user} may not run {image_name!r:.80} by builder {builder.name!r}{where}: {who}",
-        hint=f"ask {policy.contact}",
-        code="runner-not-allowed",
-    )
