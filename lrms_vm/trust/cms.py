@@ -1,9 +1,11 @@
-"""Detached CMS signatures (`IMAGE.p7s`): a strict subset of RFC 5652 in DER, or the same in one PEM block.
+"""CMS signatures: a strict subset of RFC 5652 in DER, or the same in one PEM block.
+
+Detached (`IMAGE.p7s`, and the second part of an S/MIME message), or around a signed list: the content is then inside.
 
 What must hold, and is checked here in this order:
 
   1. ContentInfo is signedData, DER, nothing after it               RFC 5652 section 3
-  2. the content is id-data and not inside: it is the image         section 5.2
+  2. the content is id-data, and inside only where it should be     section 5.2
   3. one to ten embedded certificates, exactly one SignerInfo       sections 5.1, 5.3
   4. its sid names exactly one of the certificates                  section 5.3
   5. signed attributes are there, in DER order, each once, each with one value
@@ -74,11 +76,35 @@ def parse(data: bytes) -> Signature:
         raise RequestError(
             f"the signature has {len(data)} bytes; at most {MAX_BYTES} are read", code="signature-malformed"
         )
+    return _read(data, attached=False)[0]
+
+
+def parse_attached(data: bytes, *, max_content_bytes: int) -> tuple[Signature, bytes]:
+    """A signature with its content inside, and that content. Raises `RequestError`, whatever the bytes are."""
+    max_bytes = (max_content_bytes + MAX_BYTES) * 3 // 2  # as PEM
+    if len(data) > max_bytes:
+        raise RequestError(f"{len(data)} bytes; at most {max_bytes} are read", code="signature-malformed")
+    signature, content = _read(data, attached=True)
+    if len(content) > max_content_bytes:
+        raise RequestError(
+            f"the signed content has {len(content)} bytes; expected at most {max_content_bytes}",
+            code="signature-malformed",
+        )
+    return signature, content
+
+
+def check_content(signature: Signature, content: bytes) -> bool:
+    """Whether this is what the signature is over: its messageDigest says so."""
+    return hmac.compare_digest(digests.of(signature.digest_algorithm, content), signature.message_digest)
+
+
+def _read(data: bytes, *, attached: bool) -> tuple[Signature, bytes]:
+    """The content is empty for a detached signature."""
     try:
-        return _signature(der.read(_unwrapped(data)))
+        return _signature(der.read(_unwrapped(data)), attached)
     except der.DerError as error:
         raise RequestError(
-            f"the signature is not a detached CMS signature in DER: {error}",
+            f"the signature is not {'an attached' if attached else 'a detached'} CMS signature in DER: {error}",
             hint="make it with `lrms-vm image sign`, or with the openssl command of docs/trust.md",
             code="signature-malformed",
         ) from error
@@ -120,7 +146,7 @@ def _unwrapped(data: bytes) -> bytes:
         raise der.DerError("not base64 inside the PEM block") from error
 
 
-def _signature(whole: der.Element) -> Signature:
+def _signature(whole: der.Element, attached: bool) -> tuple[Signature, bytes]:
     content_info = whole.children(der.SEQUENCE, "ContentInfo")
     _expect_oid(content_info.take_any("contentType"), _SIGNED_DATA, "contentType")
     explicit = content_info.take(_EXPLICIT_0, "content").children(_EXPLICIT_0, "content")
@@ -132,7 +158,13 @@ def _signature(whole: der.Element) -> Signature:
     declared = [_digest(one) for one in signed_data.take(der.SET, "digestAlgorithms").children(der.SET, "digests")]
     encapsulated = signed_data.take(der.SEQUENCE, "encapContentInfo").children(der.SEQUENCE, "encapContentInfo")
     _expect_oid(encapsulated.take_any("eContentType"), _DATA, "eContentType")
-    if len(encapsulated):
+    content = b""
+    if attached:
+        inner = encapsulated.take(_EXPLICIT_0, "eContent").children(_EXPLICIT_0, "eContent")
+        content = inner.take(der.OCTET_STRING, "eContent").content
+        inner.end()
+        encapsulated.end()
+    elif len(encapsulated):
         raise RequestError(
             "the signature carries content of its own instead of being detached from the image",
             hint="sign with `openssl cms -sign -binary` and without -nodetach",
@@ -144,7 +176,7 @@ def _signature(whole: der.Element) -> Signature:
     signed_data.end()
     if len(infos) != 1:
         raise RequestError(f"the signature has {len(infos)} signers; expected exactly one", code="signer-count")
-    return _signer_info(infos.take(der.SEQUENCE, "SignerInfo"), declared, certificates)
+    return _signer_info(infos.take(der.SEQUENCE, "SignerInfo"), declared, certificates), content
 
 
 def _signer_info(

@@ -26,7 +26,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Ratchet:
-    """By (list identifier, the signer's spki_sha256 in hex): a stolen key's version 99 does not lock out its successor."""
+    """By (list identifier, the key's spki_sha256 in hex): a stolen key's version 99 does not lock out its successor."""
 
     lists: Mapping[tuple[str, str], Seen] = field(default_factory=dict)
 
