@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "lrms_vm"
 _PURE = """
     errors units image paths request
     lrms.slurm_notation lrms.base lrms.slurm lrms.local lrms
-    trust.names trust.dn trust.der trust.digests trust.policy trust.x509 trust.rules trust.cms trust.dgst trust.verify
+    trust.names trust.dn trust.der trust.digests trust.policy trust.certificate_policies trust.x509 trust.rules trust.cms trust.dgst trust.verify
     trust.strict_json trust.smime trust.imagelist trust.verify_list trust.freshness trust.list_extract trust
     verdict environment srun_options xml_check domain
     recipe apt_sources guest_system initrd

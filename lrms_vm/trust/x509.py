@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from OpenSSL import crypto
 
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError
-from lrms_vm.trust import dn, names
+from lrms_vm.trust import certificate_policies, dn, names
 
 MAX_CHAIN = 10
 MAX_CERTIFICATE_BYTES = 64 << 10
@@ -46,7 +46,13 @@ _WEAK_HASHES = (hashes.SHA1, hashes.MD5)
 # What a grid certificate is issued for; all three let its holder sign.
 _PURPOSES = {ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.CLIENT_AUTH}
 _PROXY_CERT_INFO = ObjectIdentifier("1.3.6.1.5.5.7.1.14")  # RFC 3820
-_FLAGS = crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL | crypto.X509StoreFlags.X509_STRICT
+_FLAGS = (
+    crypto.X509StoreFlags.CRL_CHECK
+    | crypto.X509StoreFlags.CRL_CHECK_ALL
+    | crypto.X509StoreFlags.X509_STRICT
+    | 0x1000  # X509_V_FLAG_EXTENDED_CRL_SUPPORT: CRLs signed with another key of the CA, or of some reasons only
+    | 0x2000  # X509_V_FLAG_USE_DELTAS: what a delta CRL revokes is revoked
+)
 _CRL_HEAD_BYTES = 8192  # a CRL names its issuer within these first characters
 
 
@@ -148,6 +154,10 @@ def validate(
         _check_key(certificate, min_rsa_bits)
         if index < len(chain) - 1:  # the anchor's own signature proves nothing and is not asked
             _check_certificate(certificate)
+    if problem := certificate_policies.problem(chain[-2::-1]):
+        raise RequestError(
+            f"the certificate path of {dn.show(signer.subject)} does not hold: {problem}", code="signer-path-invalid"
+        )
     if namespaces != "ignore":
         for certificate, issuer in pairwise(chain):
             _check_namespace(certificate, issuer, anchors, namespaces)
@@ -281,8 +291,7 @@ def _relevant(
     by_subject: dict[object, list[tuple[bool, x509.Certificate]]] = {}
     for anchored, certificates in ((True, anchors), (False, others)):
         for one in certificates:
-            if anchored or one.issuer != one.subject:  # a root that comes with the image is nobody's
-                by_subject.setdefault(dn.loose(one.subject), []).append((anchored, one))
+            by_subject.setdefault(dn.loose(one.subject), []).append((anchored, one))
     roots: list[x509.Certificate] = []
     bridges: list[x509.Certificate] = []
     wanted, seen = [dn.loose(signer.issuer)], set()
@@ -405,7 +414,10 @@ _REQUEST = {
 
 def _refusal(error: crypto.X509StoreContextError, signer: x509.Certificate, anchors: TrustAnchors) -> LrmsVmError:
     number = error.errors[0]
-    at_fault = error.certificate.to_cryptography()
+    try:
+        at_fault = error.certificate.to_cryptography()
+    except MALFORMED:  # some faults are the whole path's: then there is none
+        at_fault = signer
     shown = {
         "subject": dn.show(at_fault.subject),
         "issuer": dn.show(at_fault.issuer),
