@@ -11,10 +11,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-enum { MAX_FILE = 4 << 20, MAX_FIELD = 4096 };
+/* CHANNEL_NICE: while the rest of the system still starts, the job's connection comes first; payloads run at 0. */
+enum { MAX_FILE = 4 << 20, MAX_FIELD = 4096, RESTART_US = 300000, CHANNEL_NICE = -10 };
 
 struct user {
     char name[256], gecos[256], home[MAX_FIELD], shell[MAX_FIELD];
@@ -258,7 +264,7 @@ static void install_ourselves(void) {
         warn_line("boot: /usr/local/bin/srun: %s", strerror(errno));
 }
 
-int boot(const char *seed, const char *device) {
+static void make_fit(const char *seed) {
     umask(022);
     char *version = seed_file(seed, "version", NULL);
     if (strcmp(version, "1\n") != 0 && strcmp(version, "1") != 0)
@@ -276,5 +282,48 @@ int boot(const char *seed, const char *device) {
     make_mount_points(seed, &user);
     write_ssh_files(seed, &user);
     chmod("/dev/fuse", 0666); /* what udev would do; shares are mounted by the user */
+}
+
+int boot(const char *seed, const char *device) {
+    make_fit(seed);
     return run_channel(device);
+}
+
+/* netdevice(7). A payload may want its own address before systemd has come that far. */
+static void bring_loopback_up(void) {
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &request) < 0)
+        return;
+    request.ifr_flags |= IFF_UP;
+    if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
+        warn_line("boot: lo: %s", strerror(errno));
+    close(fd);
+}
+
+/* A process of its own that keeps the channel's program running, as systemd would: it is not there yet. */
+static void keep_channel(void) {
+    setsid();
+    errno = 0;
+    if (setpriority(PRIO_PROCESS, 0, CHANNEL_NICE) < 0)
+        warn_line("boot: priority: %s", strerror(errno));
+    for (;; usleep(RESTART_US)) {
+        pid_t child = fork();
+        if (child == 0)
+            _exit(run_channel(NULL));
+        while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
+            ;
+    }
+}
+
+int early(const char *seed) {
+    make_fit(seed);
+    bring_loopback_up();
+    write_or_die(EARLY_FILE, "", 0, 0644); /* lrms-vm-guest.service then has nothing to do */
+    pid_t child = fork();
+    if (child < 0)
+        die(EXIT_AMBIGUOUS, "boot: fork: %s", strerror(errno));
+    if (child == 0)
+        keep_channel();
+    return 0;
 }

@@ -1,6 +1,7 @@
 /* The guest's half of lrms_vm: one static program, carried on the seed so that both halves always match.
  *
  *   guest boot SEEDDIR [DEVICE]   root, once at boot: users, keys, mount points; then `channel`
+ *   guest early SEEDDIR           root, from the initrd: the same before systemd; leaves a process that keeps `channel`
  *   guest channel [DEVICE]        root: hello/ready/go, then sshd on the channel; for ever
  *   guest prepare ID NAME         user: keep stdin as tasks/ID/NAME (the job's script, or a long task description)
  *   guest task ID SPEC            user: run the payload; see task.c
@@ -23,6 +24,7 @@
 #define TASKS_DIR RUN_DIR "/tasks"
 #define PROGRAM RUN_DIR "/guest"
 #define HOME_FILE RUN_DIR "/home"
+#define EARLY_FILE RUN_DIR "/early"
 #define PORT_NAME "org.lrms_vm.channel.0"
 
 enum { EXIT_USAGE = 64, EXIT_LOST = 70, EXIT_AMBIGUOUS = 255 };
@@ -39,6 +41,7 @@ void *allocate(size_t count, size_t size);
 long long now_ms(void);
 
 int boot(const char *seed, const char *device);
+int early(const char *seed);
 int run_channel(const char *device);
 int prepare(const char *id, const char *name);
 int task(int argc, char **argv);

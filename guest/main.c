@@ -162,7 +162,7 @@ char *decode64(const char *text, size_t *length) {
 }
 
 static int usage(void) {
-    warn_line("usage: guest boot SEEDDIR | channel [DEVICE] | prepare ID NAME | task ID SPEC | task ID -- ARGV... |"
+    warn_line("usage: guest boot SEEDDIR | early SEEDDIR | channel [DEVICE] | prepare ID NAME | task ID SPEC | task ID -- ARGV... |"
               " signal ID NAME | status ID | share DIR64 | mounted SECONDS DIR64... | srun ...");
     return EXIT_USAGE;
 }
@@ -177,6 +177,8 @@ int main(int argc, char **argv) {
     const char *verb = argv[1];
     if (strcmp(verb, "boot") == 0 && (argc == 3 || argc == 4))
         return boot(argv[2], argc == 4 ? argv[3] : NULL);
+    if (strcmp(verb, "early") == 0 && argc == 3)
+        return early(argv[2]);
     if (strcmp(verb, "channel") == 0 && argc <= 3)
         return run_channel(argc == 3 ? argv[2] : NULL);
     if (strcmp(verb, "prepare") == 0 && argc == 4)

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -150,6 +151,7 @@ __attribute__((noreturn)) static void become_payload(const struct spec *spec, bo
         environ = spec->environment;
     settle_in(spec);
     default_signals();
+    setpriority(PRIO_PROCESS, 0, 0); /* the channel's own is higher where it was started early */
     execvp(spec->argv[0], spec->argv);
     int code = errno == ENOENT || errno == ENOTDIR ? 127 : 126; /* POSIX, Shell Command Language 2.8.2 */
     if (errno == ENOENT && strchr(spec->argv[0], '/') == NULL)

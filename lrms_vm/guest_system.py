@@ -28,11 +28,13 @@ AllowIsolate=yes
 # The mount point is not a RuntimeDirectory: systemd would set it up anew before each Exec line, on the read-only seed.
 # A directory of systemd's own would not do for it: systemd wants to set its mode again, on a read-only disk.
 # KillMode: when the channel's program is restarted, payloads that run go on.
+# The condition: our own initrd has started the same program already, a second before systemd could.
 GUEST_UNIT = """\
 [Unit]
 Description=The guest's half of the job's channel
 DefaultDependencies=no
 StartLimitIntervalSec=0
+ConditionPathExists=!/run/lrms_vm/early
 
 [Service]
 Type=exec

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from lrms_vm.errors import NodeError
 
 # Names under which the script's programs are busybox.
-APPLETS = ("cat", "chmod", "findfs", "insmod", "mount", "sh", "sleep", "switch_root")
+APPLETS = ("cat", "chmod", "chroot", "findfs", "insmod", "mkdir", "mount", "sh", "sleep", "switch_root")
 
 # rootflags=, ro and rw as in bootparam(7). /dev/fuse: without udev nobody else would open it to users.
 INIT = """\
@@ -60,10 +60,23 @@ while :; do
     sleep 0.05
 done
 mount -t ext4 -o "$how$flags" "$device" /root || exit 1
+seed=$(findfs LABEL=cidata 2>/dev/null)
 
 mount -o move /proc /root/proc
 mount -o move /sys /root/sys
 mount -o move /dev /root/dev
+if [ -b "/root$seed" ]; then
+    # What systemd would mount first, so that the guest's half need not wait for it.
+    mkdir -p /root/dev/pts /root/dev/shm
+    mount -t devpts -o nosuid,noexec,mode=0620,gid=5 devpts /root/dev/pts
+    mount -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /root/dev/shm
+    mount -t tmpfs -o nosuid,nodev,mode=0755 tmpfs /root/run
+    mkdir -p /root/run/lrms_vm/seed
+    mount -t iso9660 -o ro,nosuid,nodev,mode=0500,dmode=0500,uid=0,gid=0 "/root$seed" /root/run/lrms_vm/seed &&
+        [ -x /root/run/lrms_vm/seed/lrms_vm/guest ] &&
+        chroot /root /run/lrms_vm/seed/lrms_vm/guest early /run/lrms_vm/seed/lrms_vm \
+            </root/dev/null >/root/dev/console 2>&1
+fi
 exec switch_root /root "$init" </root/dev/console >/root/dev/console 2>&1
 """
 

@@ -101,3 +101,39 @@ def test_a_seed_that_makes_no_sense_starts_nothing(seed: Path, name: str, text: 
     assert done.returncode != 0
     assert "boot: the seed" in done.stderr
     assert "== /etc/passwd" not in done.stdout
+
+
+EARLY = """\
+set -e
+mount -t tmpfs none /mnt; cp -r /etc/passwd /etc/group /etc/shadow /mnt; mkdir -p /mnt/etc; mount --bind /mnt/etc /etc
+mount -t tmpfs none /run; mount -t tmpfs none /home; mount -t tmpfs none /usr/local; mkdir /usr/local/bin
+mount -t proc proc /proc
+mkdir -p "$3"; mount -t tmpfs none "$3"
+"$1" early "$2" < /dev/null
+test -e /run/lrms_vm/early
+cat /sys/class/net/lo/flags
+channel() { for p in /proc/[0-9]*; do case $(readlink $p/exe) in "$1") echo ${p#/proc/};; esac; done | sort -n | tail -1; }
+sleep 0.2
+first=$(channel "$1"); kill -9 $first; sleep 1; second=$(channel "$1")
+echo $first $second $(cut -d' ' -f19 /proc/$second/stat)
+"""
+
+
+def test_started_early_it_keeps_the_channel_s_program_running(seed: Path) -> None:
+    data = seed / "data"
+    for name, text in GOOD.items():
+        (seed / name).write_text(text.replace("/data", str(data)))
+    words = ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    done = subprocess.run(
+        [*words, "sh", "-c", EARLY, "sh", str(PROGRAM), str(seed), str(data)],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    flags, numbers = done.stdout.splitlines()
+    first, second, nice = map(int, numbers.split())
+    assert int(flags, 16) & 1  # IFF_UP
+    assert second > first
+    assert nice == -10

@@ -65,6 +65,15 @@ def test_the_command_runs_in_the_guest_as_the_same_user(shared: Shared) -> None:
     assert directory == str(shared.desk.directory)
 
 
+def test_the_payload_starts_in_a_finished_system(shared: Shared) -> None:
+    """The guest's half was up before systemd: what systemd would have made by then must be there all the same."""
+    script = (
+        "test -e /run/lrms_vm/early && nice && cat /sys/class/net/lo/flags && echo x >/dev/shm/y && ls /dev/pts/ptmx"
+    )
+    done = shared.srun("sh", "-c", script)
+    assert done.stdout.split() == [b"0", b"0x9", b"/dev/pts/ptmx"], done
+
+
 def test_the_guest_has_the_allocations_cpus_and_memory(shared: Shared) -> None:
     done = shared.srun("sh", "-c", "nproc; grep MemTotal /proc/meminfo")
     cpus, memory = done.stdout.decode().splitlines()
