@@ -17,7 +17,13 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier, SignatureAlgorithmOID
+from cryptography.x509.oid import (
+    ExtendedKeyUsageOID,
+    NameOID,
+    ObjectIdentifier,
+    PublicKeyAlgorithmOID,
+    SignatureAlgorithmOID,
+)
 from OpenSSL import crypto
 
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError
@@ -42,6 +48,12 @@ PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519Public
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
+# Points of order 1, 2, 4 and 8 (RFC 8032 section 5.1), by y: signatures under them prove nothing.
+_FIELD_25519 = (1 << 255) - 19
+_Y_OF_ORDER_8 = 0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
+)
+_SMALL_ORDER_Y = {0, 1, _FIELD_25519 - 1, _Y_OF_ORDER_8, _FIELD_25519 - _Y_OF_ORDER_8}
 _WEAK_HASHES = (hashes.SHA1, hashes.MD5)
 # What a grid certificate is issued for; all three let its holder sign.
 _PURPOSES = {ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.CLIENT_AUTH}
@@ -220,12 +232,17 @@ def _check_key(certificate: x509.Certificate, min_rsa_bits: int) -> None:
     key, who = certificate.public_key(), dn.show(certificate.subject)
     if isinstance(key, rsa.RSAPublicKey):
         exponent = key.public_numbers().e
-        good = min_rsa_bits <= key.key_size <= MAX_RSA_BITS and exponent >= 3 and exponent % 2 == 1
-        found = f"RSA {key.key_size} bits, exponent {exponent:.20g}"
+        # A key for PSS alone (RFC 4055) says with which digest and salt; the library forgets that.
+        plain = certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5
+        good = plain and min_rsa_bits <= key.key_size <= MAX_RSA_BITS and exponent >= 3 and exponent % 2 == 1
+        found = f"RSA{'' if plain else ' for PSS only'} {key.key_size} bits, exponent {hex(exponent)[:20]}"
     elif isinstance(key, ec.EllipticCurvePublicKey):
         good, found = key.curve.name in _CURVES, f"curve {key.curve.name}"
+    elif isinstance(key, ed25519.Ed25519PublicKey):
+        y = int.from_bytes(key.public_bytes_raw(), "little") % (1 << 255) % _FIELD_25519
+        good, found = y not in _SMALL_ORDER_Y, "an Ed25519 key for which anybody can sign"
     else:
-        good, found = isinstance(key, ed25519.Ed25519PublicKey), type(key).__name__.strip("_")
+        good, found = False, type(key).__name__.strip("_")
     if not good:
         raise RequestError(
             f"the key of {who} is too weak or of the wrong kind: {found}; expected RSA of {min_rsa_bits} to "
