@@ -50,9 +50,7 @@ _E = TypeVar("_E", bound=x509.ExtensionType)
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 # Points of order 1, 2, 4 and 8 (RFC 8032 section 5.1), by y: signatures under them prove nothing.
 _FIELD_25519 = (1 << 255) - 19
-_Y_OF_ORDER_8 = 0x05fc536d880238b13933c6d305acdfd5f098eff289f4c345b027b2c28f95e826
-    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"
-)
+_Y_OF_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER_Y = {0, 1, _FIELD_25519 - 1, _Y_OF_ORDER_8, _FIELD_25519 - _Y_OF_ORDER_8}
 _WEAK_HASHES = (hashes.SHA1, hashes.MD5)
 # What a grid certificate is issued for; all three let its holder sign.
