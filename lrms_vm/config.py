@@ -22,6 +22,7 @@ from lrms_vm.paths import Places
 DEFAULT_PATH = Path("/etc/lrms_vm/lrms_vm.toml")
 MAX_BYTES = 1 << 20
 HYPERVISORS = ("qemu", "kvm", "xen")
+_PLACES = ("/", "http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ class Kernel:
     vmlinuz_sha256: str
     initrd_sha256: str
     cmdline: str = "root=/dev/vda rw console=ttyS0 quiet"
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A signed image list whose images jobs may name. `identifier` pins which list it must be."""
+
+    name: str
+    url: str  # an absolute path, or http(s)://
+    refresh_s: int = 300  # how old our copy may be before the server is asked again
+    identifier: str = ""  # the list's own dc:identifier; empty: that of the first one accepted
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,7 @@ class Config:
     contact: str = "your site's administrators"
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     images: Mapping[str, ImageEntry] = field(default_factory=dict)
+    lists: Mapping[str, Subscription] = field(default_factory=dict)
     source: str = "built-in defaults"
 
     @property
@@ -112,15 +124,17 @@ def parse(text: bytes, *, source: str) -> Config:
         problems.append("version: expected 1")
     kernels = _tables(table.pop("kernels", {}), "kernels", Kernel, problems)
     images = _tables(table.pop("images", {}), "images", ImageEntry, problems)
+    lists = _tables(table.pop("lists", {}), "lists", Subscription, problems)
     values = _values(table, problems)
-    config = Config(**values, kernels=kernels, images=images, source=source)
+    config = Config(**values, kernels=kernels, images=images, lists=lists, source=source)
     problems += _contradictions(config)
     if problems:
         raise ConfigError(f"{source}: " + "; ".join(problems), hint="see examples/lrms_vm.toml", code="config-invalid")
     return config
 
 
-_SETTINGS = {f.name: f for f in fields(Config) if f.name not in ("kernels", "images", "source")}
+_SETTINGS = {f.name: f for f in fields(Config) if f.name not in ("kernels", "images", "lists", "source")}
+_NOT_IN_FILE = {"name", "listed"}  # of a table's kind: its header says the one, a signed list the other
 
 
 def _values(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -129,17 +143,20 @@ def _values(table: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         if key not in _SETTINGS:
             problems.append(f"{key[:60]}: unknown key")
             continue
-        default = _SETTINGS[key].default
-        if isinstance(default, tuple):
-            if isinstance(value, list) and all(isinstance(item, str) for item in value):
-                values[key] = tuple(value)
-            else:
-                problems.append(f"{key}: expected a list of texts, got {value!r:.60}")
-        elif type(value) is type(default):
-            values[key] = value
-        else:
-            problems.append(f"{key}: expected {type(default).__name__}, got {value!r:.60}")
+        values |= _typed(key, value, type(_SETTINGS[key].default), problems, key)
     return values
+
+
+def _typed(key: str, value: Any, kind: type, problems: list[str], where: str) -> dict[str, Any]:
+    """`{key: value}` where the value is of the kind that the key's default has, else nothing."""
+    if kind is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return {key: tuple(value)}
+    elif type(value) is kind:
+        return {key: value}
+    expected = "a list of texts" if kind is tuple else kind.__name__
+    problems.append(f"{where}: expected {expected}, got {value!r:.60}")
+    return {}
 
 
 def _tables(tables: Any, what: str, kind: Any, problems: list[str]) -> dict[str, Any]:
@@ -147,16 +164,22 @@ def _tables(tables: Any, what: str, kind: Any, problems: list[str]) -> dict[str,
     if not isinstance(tables, dict):
         problems.append(f"{what}: expected tables [{what}.NAME]")
         return made
-    known = {f.name for f in fields(kind)} - {"name"}
+    known = {f.name: type(f.default) if isinstance(f.default, int | tuple) else str for f in fields(kind)}
+    known = {key: value for key, value in known.items() if key not in _NOT_IN_FILE}
     for name, table in tables.items():
         where = f"{what}.{name[:60]}"
-        if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-            problems.append(f"{where}: expected a table of texts")
-        elif unknown := sorted(set(table) - known):
+        if not isinstance(table, dict):
+            problems.append(f"{where}: expected a table")
+        elif unknown := sorted(set(table) - set(known)):
             problems.append(f"{where}.{unknown[0][:60]}: unknown key")
         else:
+            values: dict[str, Any] = {}
+            for key, value in table.items():
+                values |= _typed(key, value, known[key], problems, f"{where}.{key}")
+            if len(values) < len(table):
+                continue
             try:
-                made[name] = kind(name=name, **table)
+                made[name] = kind(name=name, **values)
             except TypeError as error:
                 problems.append(f"{where}: {str(error).rpartition('__init__() ')[2]}")
     return made
@@ -179,6 +202,16 @@ def _contradictions(config: Config) -> list[str]:
             if re.fullmatch("[0-9a-f]{64}", digest) is None:
                 problems.append(f"kernels.{name}: {digest[:20]!r} is not a sha256 in hex")
     for name, entry in config.images.items():
-        if not entry.url.startswith(("/", "http://", "https://")):
-            problems.append(f"images.{name}.url: expected an absolute path or http(s)://, got {entry.url!r:.60}")
+        problems += [_not_a_place(f"images.{name}.url", url) for url in entry.urls if not url.startswith(_PLACES)]
+    for name, list_ in config.lists.items():
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name, re.ASCII) is None:
+            problems.append(f"lists.{name[:60]!r}: expected letters, digits and ._-")
+        if not list_.url.startswith(_PLACES):
+            problems.append(_not_a_place(f"lists.{name}.url", list_.url))
+        if list_.refresh_s < 1:
+            problems.append(f"lists.{name}.refresh_s: {list_.refresh_s} is too small")
     return problems
+
+
+def _not_a_place(key: str, url: str) -> str:
+    return f"{key}: expected an absolute path or http(s)://, got {url!r:.60}"

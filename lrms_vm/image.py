@@ -6,8 +6,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lrms_vm.errors import UsageError
+
+if TYPE_CHECKING:
+    from lrms_vm.trust.imagelist import ListedImage
+    from lrms_vm.trust.verify_list import SignedList
 
 MAX_REFERENCE_LENGTH = 1024
 # Commas, "=", blanks and quotes are mangled by one carrier or another (reference/slurm-measured.md 2).
@@ -28,14 +33,30 @@ class ImageReference:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """What a signed image list that this site subscribes to says of one image."""
+
+    subscription: str  # NAME of [lists.NAME]
+    signed: SignedList
+    image: ListedImage
+
+
+@dataclass(frozen=True)
 class ImageEntry:
-    """Where the site says an image and its signature are. Says nothing about trust."""
+    """Where the site, or a list it subscribes to, says an image and its signature are. Says nothing about trust."""
 
     name: str
     url: str  # an absolute path, or http(s)://
     signature_url: str | None = None  # None: beside the image
     certificate_url: str | None = None  # for bare dgst signatures; None: beside the image
     version: str | None = None
+    mirrors: tuple[str, ...] = ()  # where the same bytes are too, in the order in which to ask
+    listed: Listed | None = None  # None: an [images.NAME] or a place; its signature is beside it
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every place of the bytes, the first to ask first."""
+        return (self.url, *self.mirrors)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@
       store/sha256/ab/<hex>/               0755 root      verified images, see cache.py
       ingest/  locks/  leases/             0700 root      see cache.py
       signatures/  quarantine/             0700 root      see sidefiles.py, store.py
+      lists/<name>.list                    0644 root      subscribed image lists, see lists.py
+      trust/                               0700 root      what must not go back, see trust_state.py
       kernels/<sha256>.json                0600 root      stamps of the site's kernels, see site_kernel.py
       jobs/<key>/                          0711 root      per-job disks, gone after the epilogue
         overlay.qcow2                      0600 hypervisor's user
@@ -56,6 +58,14 @@ class Places:
     @property
     def signatures(self) -> Path:
         return self.state_dir / "signatures"
+
+    @property
+    def lists(self) -> Path:
+        return self.state_dir / "lists"
+
+    @property
+    def trust(self) -> Path:
+        return self.state_dir / "trust"
 
     @property
     def quarantine(self) -> Path:

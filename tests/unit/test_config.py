@@ -103,5 +103,44 @@ def test_the_example_names_every_key_with_its_default() -> None:
     text = (Path(__file__).parents[2] / "examples" / "lrms_vm.toml").read_bytes()
     assert parse(text, source="example") == dataclasses.replace(Config(), source="example")
     assert set(tomllib.loads(text.decode())) - {"version"} == {
-        field.name for field in dataclasses.fields(Config) if field.name not in ("kernels", "images", "source")
+        field.name for field in dataclasses.fields(Config) if field.name not in ("kernels", "images", "lists", "source")
     }
+
+
+def test_lists_and_mirrors_are_read() -> None:
+    config = parse(
+        b"""version = 1
+        [lists.atlas]
+        url = "https://images.example.org/atlas.image_list"
+        refresh_s = 60
+        identifier = "c5ee4f5a-8a4c-4c3d-9b6a-0d5c4a1f7d10"
+        [lists.local]
+        url = "/srv/lists/local.image_list"
+        [images.x]
+        url = "https://a.example.org/x.raw"
+        mirrors = ["https://b.example.org/x.raw"]
+        """,
+        source="test",
+    )
+    assert config.lists["atlas"].refresh_s == 60
+    assert (config.lists["local"].refresh_s, config.lists["local"].identifier) == (300, "")
+    assert config.images["x"].urls == ("https://a.example.org/x.raw", "https://b.example.org/x.raw")
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ("[lists.a]\nurl = 'ftp://x/y'", "lists.a.url"),
+        ("[lists.a]\nurl = '/x'\nrefresh_s = 0", "lists.a.refresh_s: 0"),
+        ("[lists.a]\nurl = '/x'\nrefresh_s = '300'", "lists.a.refresh_s: expected int"),
+        ("[lists.a]\nurl = '/x'\nrefresh_s = true", "lists.a.refresh_s: expected int"),
+        ("[lists.'../a']\nurl = '/x'", "expected letters, digits and"),
+        ("[lists.a]\nuri = '/x'", "lists.a.uri: unknown key"),
+        ("[images.a]\nurl = '/x'\nmirrors = ['file:///x']", "images.a.url"),
+        ("[images.a]\nurl = '/x'\nmirrors = '/y'", "images.a.mirrors: expected a list of texts"),
+        ("[images.a]\nurl = '/x'\nlisted = 'x'", "images.a.listed: unknown key"),
+    ],
+)
+def test_a_wrong_list_or_mirror_is_an_error_that_names_the_key(table: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        parse(f"version = 1\n{table}".encode(), source="test")
