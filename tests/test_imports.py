@@ -16,15 +16,15 @@ PACKAGE = Path(__file__).parent.parent / "lrms_vm"
 _PURE = """
     errors units image paths request
     lrms.slurm_notation lrms.base lrms.slurm lrms.local lrms
-    trust.names trust.dn trust.der trust.digests trust.policy trust.certificate_policies trust.x509 trust.rules trust.cms trust.dgst trust.verify
-    trust.strict_json trust.smime trust.imagelist trust.verify_list trust.freshness trust.list_extract trust
-    verdict environment srun_options xml_check domain
+    trust.names trust.dn trust.der trust.digests trust.tree trust.policy trust.certificate_policies trust.x509 trust.rules trust.cms trust.dgst trust.verify trust.forms
+    trust.strict_json trust.smime trust.json_object trust.imagelist trust.list_rules trust.verify_list trust.freshness trust.list_extract trust
+    disk_format qcow2 verdict environment srun_options xml_check domain
     recipe apt_sources guest_system initrd
 """
 _EFFECTS = """
     config command account record journal
     anchors decision resolve
-    fetch_http fetch hashing lease store sidefiles ingest upkeep cache
+    fetch_http fetch hashing lease store sidefiles ingest convert upkeep cache
     site_kernel keys signing overlay seed
     guest channel share attach srun_service payload
     lifecycle teardown slurm_node node submit

@@ -15,6 +15,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from lrms_vm.errors import RequestError
 
@@ -96,10 +97,11 @@ def _two_parts(body: bytes, boundary: str) -> tuple[bytes, bytes]:
     """What is between the first delimiter and the second, and the second and the last (RFC 2046 section 5.1.1)."""
     if _BOUNDARY.fullmatch(boundary) is None:
         raise _malformed("multipart/signed: no boundary, or one that is not of 1 to 70 plain characters")
-    delimiters = list(re.finditer(rb"^--" + re.escape(boundary.encode()) + rb"([^\n]*)", body, re.MULTILINE))
+    found = re.finditer(rb"^--" + re.escape(boundary.encode()) + rb"([^\n]*)", body, re.MULTILINE)
+    delimiters = list(islice(found, 4))
     tails = [match[1].rstrip(b" \t\r") for match in delimiters]
     if tails != [b"", b"", b"--"]:
-        raise _malformed(f"{len(tails)} lines begin with the boundary; expected two parts and an end")
+        raise _malformed("the lines that begin with the boundary are not those of two parts and an end")
     first, second, last = delimiters
     if body[last.end() :].strip():
         raise _malformed("something stands after the last boundary")

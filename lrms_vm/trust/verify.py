@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509 as certificates
@@ -16,6 +16,7 @@ from cryptography import x509 as certificates
 from lrms_vm.errors import RequestError
 from lrms_vm.trust import cms, dgst, dn, rules, x509
 from lrms_vm.trust.policy import Block, Policy
+from lrms_vm.trust.tree import Tree
 from lrms_vm.trust.x509 import TrustAnchors
 
 __all__ = ["Claim", "Endorsement", "SignatureFiles", "TrustAnchors", "check_bytes", "check_claim", "named_signer"]
@@ -54,6 +55,18 @@ class Claim:
     max_image_bytes: int
     blocked: Mapping[str, Block]  # by sha256, hex
     contact: str
+    # What only a signed list says of its image.
+    size_bytes: int | None = None
+    signed_digests: Mapping[str, bytes] = field(default_factory=dict)
+    tree: Tree | None = None
+    format: str = "raw"
+    virtual_size_bytes: int | None = None
+    image_version: str | None = None
+    list_identifier: str | None = None
+    list_version: str | None = None
+    formats: tuple[str, ...] = ("raw",)  # what the bytes may be: what the list says, else what policy and builder allow
+    max_virtual_bytes: int = 256 << 30  # of the disk in a qcow2
+    max_ratio: int = 100  # of a disk to the qcow2 it is in
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ def _claim(
     rules.check_blocks(path.chain, policy, at.date())
     if files.kind == "cms":
         cms.verify_signature(parsed)
-        _check_signing_time(parsed, at)
+        check_signing_time(parsed, at)
     builder = rules.builder_for(signer, files.kind, algorithm, image_name, policy, at.date())
     runner = None
     if user is not None:
@@ -178,6 +191,9 @@ def _claim(
         max_image_bytes=policy.max_image_bytes,
         blocked={one.digest: one for one in policy.blocks if one.digest and one.holds(at.date())},
         contact=policy.contact,
+        formats=tuple(one for one in builder.formats if one in policy.formats),
+        max_virtual_bytes=policy.max_virtual_bytes,
+        max_ratio=policy.max_ratio,
     )
 
 
@@ -231,7 +247,7 @@ def _bare_chain(files: SignatureFiles) -> tuple[certificates.Certificate, ...]:
     return x509.parse_chain(files.certificate, source="the signer's certificate file")
 
 
-def _check_signing_time(signature: cms.Signature, at: datetime) -> None:
+def check_signing_time(signature: cms.Signature, at: datetime) -> None:
     """The signer's own word, good for nothing but a contradiction."""
     if not signature.signer.not_valid_before_utc <= signature.signing_time <= at + CLOCK_TOLERANCE:
         raise RequestError(
