@@ -12,15 +12,16 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from lrms_vm import lease as leasing
 from lrms_vm import sidefiles, store
+from lrms_vm.convert import as_raw
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.image import ImageEntry, VerifiedImage
-from lrms_vm.ingest import Received, part_directory, receive
+from lrms_vm.ingest import part_directory, receive
 from lrms_vm.paths import Places
 from lrms_vm.upkeep import Entry, clean, entries, evict, rehash, verify
 
@@ -42,6 +43,10 @@ class Decide(Protocol):
 
     def bytes(self, claim: Claim, digests: Digests, size_bytes: int) -> Endorsement:
         """The bytes. Raises `RequestError`."""
+        ...
+
+    def form(self, claim: Claim, format: str, sha256: str, *, size_bytes: int, raw_size_bytes: int) -> None:
+        """The format of the bytes, and the raw disk (sha256, hex) that they are or were made into. `RequestError`."""
         ...
 
 
@@ -116,30 +121,31 @@ def _claimed(job: _Job) -> tuple[SignatureFiles, Claim]:
 
 def _warm(job: _Job, key: str, claim: Claim) -> VerifiedImage | None:
     """The image as it lies there; None when it does not, or not as it was left. Lease first: it keeps eviction away."""
-    sha256 = sidefiles.sha256_of(job.places, key)
-    if sha256 is None or store.read_meta(store.entry_dir(job.places, sha256)) is None:
+    found = sidefiles.reference(job.places, key)
+    if found is None or store.read_meta(store.entry_dir(job.places, found.stored)) is None:
         return None
-    leasing.take(job.places, job.lease, sha256)
-    meta = store.healthy(job.places, sha256)
-    if meta is None or not _has_digest(meta, claim):
+    leasing.take(job.places, job.lease, found.stored)
+    meta = store.healthy(job.places, found.stored)
+    vouched = meta.vouched(found.signed) if meta is not None else None
+    if meta is None or vouched is None or not _has_digest(vouched, claim):
         leasing.release(job.places, job.lease)
         return None
     try:
-        image = _decided(job, claim, meta.digests, meta.size_bytes)
+        image = _decided(job, claim, vouched, found.stored, meta.size_bytes)
     except LrmsVmError:
         leasing.release(job.places, job.lease)
         raise
     with contextlib.suppress(OSError):  # only the order of eviction suffers
-        os.utime(store.entry_dir(job.places, sha256) / "meta.json")
+        os.utime(store.entry_dir(job.places, found.stored) / "meta.json")
     return image
 
 
 def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
     with store.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline):
         job.step("locked")
-        sha256 = sidefiles.sha256_of(job.places, key)
-        if sha256 is not None:
-            _prove(job, sha256, claim)
+        found = sidefiles.reference(job.places, key)
+        if found is not None:
+            _prove(job, found, claim)
         image = _warm(job, key, claim)
         return image if image is not None else _received(job, key, claim)
 
@@ -159,46 +165,53 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
         )
         job.step("written")
         _compare(job.entry, claim, received.digests)
-        image = _decided(job, claim, received.digests, received.size_bytes)
+        job.decide.bytes(claim, received.digests, received.size_bytes)
+        vouched, raw = as_raw(part, received, claim, source=job.entry.url, deadline=job.deadline)
+        image = _decided(job, claim, vouched, raw.digests["sha256"].hex(), raw.size_bytes)
         store.refuse_writers(part / "image")
         job.step("synced")
-        store.write_meta(part, store.Meta(received.digests, received.stamp, time.time(), job.entry.url))
+        meta = store.Meta(raw.digests, raw.stamp, time.time(), job.entry.url)
+        if vouched.sha256 != image.sha256:
+            meta = meta.with_origins([vouched])
+        store.write_meta(part, meta)
         job.step("described")
         with store.changing(job.places, deadline=job.deadline):
             leasing.take(job.places, job.lease, image.sha256)
             job.step("leased")
-            if not _merged(job.places, image.sha256, received):
+            if not _merged(job.places, image.sha256, meta):
                 store.publish(job.places, part, image.sha256)
         job.step("published")
-    sidefiles.keep_ref(job.places, key, image.sha256)
+    sidefiles.keep_ref(job.places, key, image.sha256, vouched.sha256)
     job.step("referred")
     return image
 
 
-def _merged(places: Places, sha256: str, received: Received) -> bool:
+def _merged(places: Places, sha256: str, new: store.Meta) -> bool:
     """True when the same bytes are there already under another key; adds what this key needs to know of them."""
     meta = store.healthy(places, sha256)
     if meta is None:
         store.quarantine(places, sha256)
         return False
-    directory = store.entry_dir(places, sha256)
-    known = {**meta.digests, **received.digests}
-    store.write_meta(directory, store.Meta(known, meta.stamp, meta.stored_at, meta.source))
+    meta = replace(meta, digests={**meta.digests, **new.digests}).with_origins(new.origins)
+    store.write_meta(store.entry_dir(places, sha256), meta)
     return True
 
 
-def _prove(job: _Job, sha256: str, claim: Claim) -> None:
+def _prove(job: _Job, found: sidefiles.Reference, claim: Claim) -> None:
     """Let an entry whose stamp is not as it was left prove itself by its bytes; else put it aside.
 
     A stamp also changes when a disk gets another device number or the store is restored from a backup.
     """
+    sha256 = found.stored
     directory = store.entry_dir(job.places, sha256)
     with store.changing(job.places, deadline=job.deadline):
         store.show(directory)  # an eviction that a crash cut short
     meta = store.healthy(job.places, sha256)
-    if not os.path.lexists(directory) or (meta is not None and _has_digest(meta, claim)):
+    converted = found.signed != sha256
+    if not os.path.lexists(directory) or (meta is not None and (converted or claim.digest_algorithm in meta.digests)):
         return
-    proven = rehash(directory, {"sha256", claim.digest_algorithm, *(meta.digests if meta else ())})
+    known = {"sha256", *(meta.digests if meta else ())}
+    proven = rehash(directory, known if converted else {*known, claim.digest_algorithm})
     with store.changing(job.places, deadline=job.deadline):
         if not os.path.lexists(directory):
             return  # evicted meanwhile
@@ -208,8 +221,8 @@ def _prove(job: _Job, sha256: str, claim: Claim) -> None:
             store.quarantine(job.places, sha256)
 
 
-def _has_digest(meta: store.Meta, claim: Claim) -> bool:
-    return claim.digest_algorithm in meta.digests
+def _has_digest(vouched: store.Vouched, claim: Claim) -> bool:
+    return claim.digest_algorithm in vouched.digests
 
 
 def _compare(entry: ImageEntry, claim: Claim, digests: Digests) -> None:
@@ -223,9 +236,10 @@ def _compare(entry: ImageEntry, claim: Claim, digests: Digests) -> None:
         )
 
 
-def _decided(job: _Job, claim: Claim, digests: Digests, size_bytes: int) -> VerifiedImage:
-    endorsement = job.decide.bytes(claim, digests, size_bytes)
-    sha256 = digests["sha256"].hex()
+def _decided(job: _Job, claim: Claim, vouched: store.Vouched, sha256: str, size_bytes: int) -> VerifiedImage:
+    """Decide about the bytes that were signed; what boots is the raw disk `sha256` that they are, or became here."""
+    endorsement = job.decide.bytes(claim, vouched.digests, vouched.size_bytes)
+    job.decide.form(claim, vouched.format, sha256, size_bytes=vouched.size_bytes, raw_size_bytes=size_bytes)
     return VerifiedImage(
         name=job.entry.name,
         path=str(store.entry_dir(job.places, sha256) / "image"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from lrms_vm.trust import verify
+from lrms_vm.trust import forms, verify
 from lrms_vm.trust.policy import Policy
 from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles, TrustAnchors
 
@@ -63,3 +63,6 @@ class JobDecision:
             return verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
         finally:
             self.spent_ms += (time.monotonic() - start) * 1e3
+
+    def form(self, claim: Claim, format: str, sha256: str, *, size_bytes: int, raw_size_bytes: int) -> None:
+        forms.check_form(claim, format, sha256, size_bytes=size_bytes, raw_size_bytes=raw_size_bytes)

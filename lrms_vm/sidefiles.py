@@ -1,9 +1,10 @@
 """The signature beside an image: small files, fetched before any byte of the image, the last good copy kept.
 
 signatures/<sha256 of the places>.json     the last copy whose claim was good: a warm cache works with the server down
-signatures/<algorithm>-<hex>.ref           which image in the store has this digest (other than sha256)
+signatures/<algorithm>-<hex>.ref           which image in the store is for the bytes with this digest
 signatures/signature-<hex>.ref             which image these signature files were found to be for
-A .ref is a hint: what it leads to is decided upon again, each time.
+A .ref is a hint: what it leads to is decided upon again, each time. It holds the sha256 of the stored image, and, where
+that was converted from other bytes, theirs: only root can write either that or what meta.json says of the conversion.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,22 +98,35 @@ def image_key(files: SignatureFiles, claim: Claim) -> str:
     return "signature-" + hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in parts)).hexdigest()
 
 
-def sha256_of(places: Places, key: str) -> str | None:
-    """The sha256 (hex) of the image for a key, as far as this node knows."""
-    if key.startswith("sha256-"):
-        return key.removeprefix("sha256-")
+@dataclass(frozen=True)
+class Reference:
+    """Two sha256, hex: of the image in the store, and of the bytes that were signed. Mostly the same."""
+
+    stored: str
+    signed: str
+
+
+def reference(places: Places, key: str) -> Reference | None:
+    """Where a key leads, as far as this node knows."""
+    own = key.removeprefix("sha256-") if key.startswith("sha256-") else None
     try:
         fd = os.open(places.signatures / f"{key}.ref", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(fd, encoding="ascii", errors="replace") as file:
-            text = file.read(100)
+            stored, *signed = file.read(200).split(" ")
     except OSError:
-        return None
-    return text if _HEX.fullmatch(text) else None
+        return Reference(own, own) if own else None
+    found = Reference(stored, signed[0] if signed else stored)
+    damaged = len(signed) > 1 or _HEX.fullmatch(found.stored) is None or _HEX.fullmatch(found.signed) is None
+    if damaged or own not in (None, found.signed):
+        return Reference(own, own) if own else None
+    return found
 
 
-def keep_ref(places: Places, key: str, sha256: str) -> None:
-    """Remember `sha256_of`. Raises `OSError`."""
-    if not key.startswith("sha256-"):
+def keep_ref(places: Places, key: str, sha256: str, signed: str | None = None) -> None:
+    """Remember `reference`; `signed` where it differs. Raises `OSError`."""
+    if signed is not None and signed != sha256:
+        write_durably(places.signatures / f"{key}.ref", f"{sha256} {signed}".encode())
+    elif not key.startswith("sha256-"):
         write_durably(places.signatures / f"{key}.ref", sha256.encode())
 
 

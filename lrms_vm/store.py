@@ -17,9 +17,10 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lrms_vm import lease as leasing
 from lrms_vm.errors import NodeError, SiteError
@@ -27,11 +28,25 @@ from lrms_vm.hashing import ALGORITHMS
 from lrms_vm.paths import Places
 
 MAX_META_BYTES = 16 << 10
+MAX_ORIGINS = 16  # each takes at most 500 bytes of meta.json
 HIDDEN = "meta.hidden"  # what meta.json is called while an eviction looks at the leases
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
 _POLL_S = 0.05
 
 Stamp = tuple[int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Vouched:
+    """Bytes as they came in, which somebody signed. `digests` is by algorithm; sha256 is always there."""
+
+    digests: Mapping[str, bytes]
+    size_bytes: int
+    format: str = "raw"
+
+    @property
+    def sha256(self) -> str:
+        return self.digests["sha256"].hex()
 
 
 @dataclass(frozen=True)
@@ -42,10 +57,21 @@ class Meta:
     stamp: Stamp
     stored_at: float  # time.time()
     source: str
+    origins: tuple[Vouched, ...] = ()  # what this raw disk was converted from, here; the newest last
 
     @property
     def size_bytes(self) -> int:
         return self.stamp[2]
+
+    def vouched(self, sha256: str) -> Vouched | None:
+        """The bytes of that sha256 (hex), if they are this disk or this disk was made of them."""
+        own = Vouched(self.digests, self.size_bytes)
+        return next((one for one in (own, *self.origins) if one.sha256 == sha256), None)
+
+    def with_origins(self, origins: Iterable[Vouched]) -> Meta:
+        """Remember more of them; the newest `MAX_ORIGINS` are kept."""
+        known = {one.sha256: one for one in (*self.origins, *origins)}
+        return replace(self, origins=tuple(known.values())[-MAX_ORIGINS:])
 
 
 def prepare(places: Places) -> None:
@@ -105,23 +131,44 @@ def read_meta(directory: Path, name: str = "meta.json") -> Meta | None:
         with open(fd, "rb") as file:
             words = json.loads(file.read(MAX_META_BYTES))
         device, inode, size, mtime, ctime = (int(n) for n in words["stamp"])
-        digests = {str(name): bytes.fromhex(text) for name, text in words["digests"].items() if name in ALGORITHMS}
-        if words["version"] != 1 or "sha256" not in digests:
+        digests = _read_digests(words["digests"])
+        if words["version"] != 1:
             return None
-        return Meta(digests, (device, inode, size, mtime, ctime), float(words["stored_at"]), str(words["source"]))
+        return Meta(
+            digests,
+            (device, inode, size, mtime, ctime),
+            float(words["stored_at"]),
+            str(words["source"]),
+            tuple(
+                Vouched(_read_digests(one["digests"]), int(one["size"]), str(one["format"]))
+                for one in words.get("origins", [])
+            ),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 
+def _read_digests(words: Any) -> dict[str, bytes]:
+    digests = {str(name): bytes.fromhex(text) for name, text in words.items() if name in ALGORITHMS}
+    if len(digests["sha256"]) != 32:
+        raise ValueError("not a sha256")
+    return digests
+
+
 def write_meta(directory: Path, meta: Meta) -> None:
     """Atomically and durably, 0644. Raises `OSError`."""
-    words = {
+    words: dict[str, Any] = {
         "version": 1,
         "digests": {name: digest.hex() for name, digest in meta.digests.items()},
         "stamp": list(meta.stamp),
         "stored_at": meta.stored_at,
         "source": meta.source,
     }
+    if meta.origins:
+        words["origins"] = [
+            {"format": one.format, "size": one.size_bytes, "digests": {n: d.hex() for n, d in one.digests.items()}}
+            for one in meta.origins
+        ]
     write_durably(directory / "meta.json", json.dumps(words).encode(), 0o644)
 
 

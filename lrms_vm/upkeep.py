@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lrms_vm import ingest, store
@@ -147,5 +147,8 @@ def rehash(directory: Path, algorithms: set[str]) -> store.Meta | None:
     except (OSError, NodeError):
         return None  # a link, gone, unreadable, or somebody writes to it
     old = store.read_meta(directory)
-    stored_at, source = (old.stored_at, old.source) if old else (time.time(), "")
-    return store.Meta(digests, store.stamp_of(before), stored_at, source) if same else None
+    if not same:
+        return None
+    if old is None:
+        return store.Meta(digests, store.stamp_of(before), time.time(), "")
+    return replace(old, digests=digests, stamp=store.stamp_of(before))

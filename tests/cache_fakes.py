@@ -24,6 +24,9 @@ class FakeClaim:
     digest_algorithm: str
     signed_digest: bytes | None
     expected: bytes
+    formats: tuple[str, ...] = ("raw",)
+    max_virtual_bytes: int = 1 << 30
+    max_ratio: int = 100
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class FakeDecide:
 
     refuse: LrmsVmError | None = None
     blind: bool = False
+    formats: tuple[str, ...] = ("raw",)
     seen: list[Any] = field(default_factory=list)
 
     def claim(self, files: Any, name: str) -> Any:
@@ -52,12 +56,16 @@ class FakeDecide:
             digest = bytes.fromhex(text)
         except ValueError as error:
             raise RequestError("not a signature", code="signature-unreadable") from error
-        return FakeClaim(algorithm, None if self.blind else digest, digest)
+        return FakeClaim(algorithm, None if self.blind else digest, digest, self.formats)
 
     def bytes(self, claim: Any, digests: Mapping[str, Any], size_bytes: int) -> Any:
         if digests[claim.digest_algorithm] != claim.expected:
             raise RequestError("other bytes", code="bytes-differ")
         return FakeEndorsement(digests["sha256"].hex())
+
+    def form(self, claim: Any, format: str, sha256: str, *, size_bytes: int, raw_size_bytes: int) -> None:
+        if format not in claim.formats:
+            raise RequestError(f"{format} is not allowed", code="format-not-allowed")
 
 
 @dataclass
