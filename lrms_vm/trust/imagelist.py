@@ -21,7 +21,7 @@ from lrms_vm.trust.tree import Tree
 MAX_IMAGES = 1000
 MAX_MIRRORS = 20
 CHUNK_BYTES = tuple(1 << power for power in range(16, 27))  # 64 KiB to 64 MiB
-_IDENTIFIER = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+IDENTIFIER = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _NAME = re.compile(r"(?!.*\.\.)(?=.{1,200}$)[A-Za-z0-9][A-Za-z0-9._+-]*(?:/[A-Za-z0-9][A-Za-z0-9._+-]*)*", re.ASCII)
 _FORMAT = re.compile(r"[A-Za-z0-9-]{1,16}", re.ASCII)
 _RUNS = re.compile(r"[0-9]+|[A-Za-z]+", re.ASCII)
@@ -92,7 +92,7 @@ def parse_list(payload: bytes) -> ImageList:
     images = tuple(_image(entry, vo) for entry in entries)
     _check_duplicates(images)
     return ImageList(
-        identifier=content.matching("dc:identifier", _IDENTIFIER),
+        identifier=content.matching("dc:identifier", IDENTIFIER),
         version=content.version("hv:version"),
         title=content.text("dc:title"),
         created=content.date("dc:date:created"),
@@ -126,7 +126,7 @@ def _runs(version: str) -> list[tuple[int, int, str]]:
 
 
 def _image(image: JsonObject, list_vo: tuple[str, ...]) -> ListedImage:
-    identifier = image.matching("dc:identifier", _IDENTIFIER)
+    identifier = image.matching("dc:identifier", IDENTIFIER)
     title = image.text("dc:title")
     named = title if _NAME.fullmatch(title) else identifier
     size_bytes = image.size("hv:size")
