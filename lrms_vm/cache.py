@@ -20,7 +20,7 @@ from lrms_vm import sidefiles, store
 from lrms_vm.convert import as_raw
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
-from lrms_vm.image import ImageEntry, VerifiedImage
+from lrms_vm.image import ImageEntry, Listed, VerifiedImage
 from lrms_vm.ingest import part_directory, receive
 from lrms_vm.paths import Places
 from lrms_vm.upkeep import Entry, clean, entries, evict, rehash, verify
@@ -39,6 +39,10 @@ class Decide(Protocol):
 
     def claim(self, files: SignatureFiles, name: str) -> Claim:
         """Everything but the bytes. Raises `RequestError` or `SiteError`."""
+        ...
+
+    def listed(self, listed: Listed) -> Claim:
+        """Everything but the bytes, of an image of a signed list. Raises `RequestError` or `SiteError`."""
         ...
 
     def bytes(self, claim: Claim, digests: Digests, size_bytes: int) -> Endorsement:
@@ -86,8 +90,7 @@ def acquire(
     job = _Job(entry, places, lease, decide, fetch, max_image_bytes, deadline, progress, step or (lambda _: None))
     try:
         store.prepare(places)
-        files, claim = _claimed(job)
-        key = sidefiles.image_key(files, claim)
+        key, claim = _claimed(job)
         image = _warm(job, key, claim)
         return image if image is not None else _cold(job, key, claim)
     except OSError as error:
@@ -99,7 +102,16 @@ def release(places: Places, lease: str) -> None:
     leasing.release(places, lease)
 
 
-def _claimed(job: _Job) -> tuple[SignatureFiles, Claim]:
+def _claimed(job: _Job) -> tuple[str, Claim]:
+    """By which key the image is looked up, and what is claimed of it: by a signed list, or by what lies beside it."""
+    if job.entry.listed is not None:
+        claim = job.decide.listed(job.entry.listed)
+        return sidefiles.image_key(None, claim), claim
+    files, claim = _signed_beside(job)
+    return sidefiles.image_key(files, claim), claim
+
+
+def _signed_beside(job: _Job) -> tuple[SignatureFiles, Claim]:
     """The signature files and what they claim. A refusal never rests on an old copy; acceptance may."""
     copy = None if job.entry.url.startswith("/") else sidefiles.copy_of(job.places, job.entry)
     if copy is not None and copy[1] < sidefiles.ASK_AGAIN_S:
@@ -152,7 +164,7 @@ def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
 
 def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
     """Fetch, hash, decide, publish. The partial is removed whatever happens."""
-    algorithms = {"sha256", claim.digest_algorithm}
+    algorithms = _needed(claim)
     with part_directory(job.places, deadline=job.deadline) as part:
         job.step("part")
         received = receive(
@@ -208,10 +220,10 @@ def _prove(job: _Job, found: sidefiles.Reference, claim: Claim) -> None:
         store.show(directory)  # an eviction that a crash cut short
     meta = store.healthy(job.places, sha256)
     converted = found.signed != sha256
-    if not os.path.lexists(directory) or (meta is not None and (converted or claim.digest_algorithm in meta.digests)):
+    if not os.path.lexists(directory) or (meta is not None and (converted or _needed(claim) <= set(meta.digests))):
         return
     known = {"sha256", *(meta.digests if meta else ())}
-    proven = rehash(directory, known if converted else {*known, claim.digest_algorithm})
+    proven = rehash(directory, known if converted else known | _needed(claim))
     with store.changing(job.places, deadline=job.deadline):
         if not os.path.lexists(directory):
             return  # evicted meanwhile
@@ -221,8 +233,13 @@ def _prove(job: _Job, found: sidefiles.Reference, claim: Claim) -> None:
             store.quarantine(job.places, sha256)
 
 
+def _needed(claim: Claim) -> set[str]:
+    """The digests that the decision compares: the one that was signed, or all that a list gives."""
+    return {"sha256", claim.digest_algorithm, *claim.signed_digests}
+
+
 def _has_digest(vouched: store.Vouched, claim: Claim) -> bool:
-    return claim.digest_algorithm in vouched.digests
+    return _needed(claim) <= set(vouched.digests)
 
 
 def _compare(entry: ImageEntry, claim: Claim, digests: Digests) -> None:

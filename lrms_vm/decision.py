@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from lrms_vm.trust import forms, verify
+from lrms_vm.image import Listed
+from lrms_vm.trust import forms, verify, verify_list
 from lrms_vm.trust.policy import Policy
 from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles, TrustAnchors
+from lrms_vm.trust.verify_list import SignedList
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class JobDecision:
     _at: datetime
     spent_ms: float = field(default=0.0)
     limits: Claim | None = field(default=None)  # once claimed: also what the runner's rule lets the guest have
+    _listed: dict[int, tuple[Listed, Claim]] = field(default_factory=dict)  # asked before, by id; all at one moment
+
+    @property
+    def at(self) -> datetime:
+        """The moment that this job's decision is about."""
+        return self._at
 
     def claim(self, files: SignatureFiles, name: str) -> Claim:
         start = time.monotonic()
@@ -57,7 +66,34 @@ class JobDecision:
         finally:
             self.spent_ms += (time.monotonic() - start) * 1e3
 
-    def bytes(self, claim: Claim, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
+    def listed(self, listed: Listed) -> Claim:
+        """What a signed list claims of one of its images, for this job."""
+        start = time.monotonic()
+        try:
+            known = self._listed.get(id(listed))
+            self.limits = known[1] if known else self._asked(listed)
+            self._listed[id(listed)] = (listed, self.limits)
+            return self.limits
+        finally:
+            self.spent_ms += (time.monotonic() - start) * 1e3
+
+    def _asked(self, listed: Listed) -> Claim:
+        return verify_list.claim_listed(
+            listed.signed,
+            listed.image,
+            anchors=self._site.anchors,
+            policy=self._site.policy,
+            user=self._user,
+            groups=self._groups,
+            partition=self._partition,
+            at=self._at,
+        )
+
+    def open_list(self, signed: builtins.bytes) -> SignedList:
+        """A list as it came from its server, believed by this site at this moment."""
+        return verify_list.open_list(signed, anchors=self._site.anchors, policy=self._site.policy, at=self._at)
+
+    def bytes(self, claim: Claim, digests: Mapping[str, builtins.bytes], size_bytes: int) -> Endorsement:
         start = time.monotonic()
         try:
             return verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)

@@ -90,10 +90,12 @@ def asked(places: Places, entry: ImageEntry) -> None:
     os.utime(_copy_path(places, entry))
 
 
-def image_key(files: SignatureFiles, claim: Claim) -> str:
+def image_key(files: SignatureFiles | None, claim: Claim) -> str:
     """What the image is looked up and fetched by: the digest the claim gives, else the signature itself."""
     if claim.signed_digest is not None:
         return f"{claim.digest_algorithm}-{claim.signed_digest.hex()}"
+    if files is None:
+        raise ValueError("a list always gives a digest")
     parts = (files.kind.encode(), (files.digest_algorithm or "").encode(), files.signature, files.certificate or b"")
     return "signature-" + hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in parts)).hexdigest()
 

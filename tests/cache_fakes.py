@@ -27,6 +27,8 @@ class FakeClaim:
     formats: tuple[str, ...] = ("raw",)
     max_virtual_bytes: int = 1 << 30
     max_ratio: int = 100
+    kind: str = "cms"
+    signed_digests: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

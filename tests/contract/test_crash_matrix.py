@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -81,10 +82,15 @@ class AcceptingDecision:
         return self
 
     def claim(self, files: Any, name: str) -> Any:
-        from types import SimpleNamespace
-
-        self.limits = SimpleNamespace(digest_algorithm="sha256", signed_digest=None, max_memory_mib=None, network=None)
+        self.limits = Claim(
+            kind="cms", digest_algorithm="sha256", signed_digest=None, signer="CN=B", issuer="CN=CA", rule="b",
+            rule_where="test:1", runner="r", max_memory_mib=None, network=None, valid_until=datetime.max,
+            signature=b"", certificate=None, max_image_bytes=1 << 30, blocked={}, contact="test",  # type: ignore[arg-type]
+        )  # fmt: skip
         return self.limits
+
+    def form(self, claim: Claim, format: str, sha256: str, *, size_bytes: int, raw_size_bytes: int) -> None:
+        pass
 
     def bytes(self, claim: Claim, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
         return Endorsement(signer="CN=B", issuer="CN=CA", rule="b", sha256=digests["sha256"].hex(), code="accepted")
