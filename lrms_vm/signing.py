@@ -149,6 +149,16 @@ def hash_image(image: Path, algorithms: set[str]) -> tuple[dict[str, bytes], int
 
 def detached_cms(signer: Signer, digest: bytes, algorithm: str, at: datetime) -> bytes:
     """ContentInfo of RFC 5652 in DER, content absent: as `openssl cms -sign -binary -nosmimecap -cades` makes it."""
+    return _signed_data(signer, digest, algorithm, at, b"")
+
+
+def attached_cms(signer: Signer, content: bytes, algorithm: str, at: datetime) -> bytes:
+    """The same with the content inside, as with -nodetach."""
+    inside = _tlv(0xA0, _tlv(0x04, content))
+    return _signed_data(signer, digests.of(algorithm, content), algorithm, at, inside)
+
+
+def _signed_data(signer: Signer, digest: bytes, algorithm: str, at: datetime, inside: bytes) -> bytes:
     if isinstance(signer.key, ed25519.Ed25519PrivateKey) and algorithm != "sha512":
         raise UsageError("--digest: with an Ed25519 key it is sha512 (RFC 8419)", code="digest-not-allowed")
     certificate = signer.certificate.public_bytes(_DER)
@@ -183,7 +193,7 @@ def detached_cms(signer: Signer, digest: bytes, algorithm: str, at: datetime) ->
         0x30,
         b"\x02\x01\x01",
         _tlv(0x31, digest_algorithm),
-        _tlv(0x30, _oid("data")),
+        _tlv(0x30, _oid("data"), inside),
         _set_of(0xA0, certificates),
         _tlv(0x31, signer_info),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -14,3 +16,17 @@ class Tree:
     leaves_url: str | None
     leaves_size_bytes: int | None
     leaves_sha256: bytes | None
+
+
+def leaf(chunk: bytes) -> bytes:
+    """Of one chunk; the last one may be shorter (RFC 6962 section 2.1)."""
+    return hashlib.sha256(b"\0" + chunk).digest()
+
+
+def root_of(leaves: Sequence[bytes]) -> bytes:
+    """Of at least one leaf; the odd one out goes up as it is."""
+    level = list(leaves)
+    while len(level) > 1:
+        pairs = [hashlib.sha256(b"\1" + level[at] + level[at + 1]).digest() for at in range(0, len(level) - 1, 2)]
+        level = pairs + level[2 * len(pairs) :]
+    return level[0]
