@@ -24,8 +24,8 @@ _PURE = """
 _EFFECTS = """
     config command account record journal
     anchors decision resolve
-    fetch_http fetch hashing lease store sidefiles ingest convert upkeep cache
-    site_kernel keys signing overlay seed
+    fetch_http fetch hashing lease store sidefiles trust_state list_copy lists ingest convert upkeep cache
+    site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload
     lifecycle teardown slurm_node node submit
     build checks install
