@@ -38,7 +38,7 @@ ATTACH_SLACK_S = 30  # attach reports a guest that never comes up itself; this i
 EARLY_SIGNAL_DELAY_S = 1.0  # a signal from before the payload's start: let a script set its traps first
 STATUS_PATIENCE_S = 10.0
 MAX_SCRIPT_BYTES = 64 << 20
-CONSOLE_LINES, CONSOLE_BYTES = 40, 1 << 16
+CONSOLE_LINES, CONSOLE_BYTES, CONSOLE_BACKUPS = 40, 1 << 16, 3
 
 
 @dataclass(frozen=True)
@@ -184,16 +184,26 @@ def die_by(number: int) -> None:
 
 
 def console_tail(console: Path) -> list[str]:
-    """The guest's last words, printable: it may have written anything, also what would control a terminal."""
-    try:
-        with open(console, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - CONSOLE_BYTES))
-            text = file.read(CONSOLE_BYTES).decode("utf-8", "replace")
-    except OSError as error:
-        return [f"(no console: {console}: {error.strerror})"]
-    lines = ("".join(c for c in line.expandtabs() if c.isprintable())[:300].rstrip() for line in text.splitlines())
-    return [line for line in lines if line][-CONSOLE_LINES:]
+    """The guest's last words, printable: it may have written anything, also what would control a terminal.
+
+    virtlogd starts a new file, root's, every 2 MiB (max_size in virtlogd.conf): then what was before it has to do.
+    """
+    text = b""
+    notes: list[str] = []
+    for path in (console, *(console.with_name(f"{console.name}.{number}") for number in range(CONSOLE_BACKUPS))):
+        try:
+            with open(path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - CONSOLE_BYTES))
+                text = file.read(CONSOLE_BYTES)
+            break
+        except OSError as error:
+            notes.append(f"(no console: {path}: {error.strerror})")
+    else:
+        return notes[:1]
+    shown = text.decode("utf-8", "replace").splitlines()
+    lines = ("".join(c for c in line.expandtabs() if c.isprintable())[:300].rstrip() for line in shown)
+    return [*[line for line in lines if line][-CONSOLE_LINES:], *notes]
 
 
 class _Task:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import binascii
 import os
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -125,3 +126,12 @@ def test_the_console_s_end_is_printable(tmp_path_factory: pytest.TempPathFactory
     assert len(lines) == 40
     assert lines[-1].startswith("line 99 ]0;title")
     assert all(line.isprintable() for line in lines)
+
+
+def test_a_console_that_was_rotated_shows_what_was_before(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.with_name("console.log.0").write_text("last words\n")
+    lines = console_tail(console)
+    assert lines[0] == "last words"
+    assert "no console" in lines[1]
+    assert console_tail(tmp_path / "none") == [f"(no console: {tmp_path / 'none'}: No such file or directory)"]
