@@ -14,8 +14,9 @@ MAX_TEXT_LENGTH = 4000
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)  # a VO's or a kernel's name
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
-# No blanks, double quotes or braces, and nobody's password before the host.
-_URL = re.compile(r"(?=.{1,2000}$)[a-z][a-z0-9+.-]{1,15}://[^@/?#]*(?:[/?#].*)?", re.ASCII)
+# A host's name or address, a port, no password before them; no blanks, double quotes or braces anywhere.
+_HOST = r"(?:[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_URL = re.compile(rf"(?=.{{1,2000}}$)(?:file:///|[a-z][a-z0-9+.-]{{1,15}}://{_HOST}(?:[/?#]|$)).*", re.ASCII)
 _URL_CHARACTERS = re.compile(r"[!#-;=?-\[\]_a-z~]+", re.ASCII)
 _CRITICAL = "lv:crit:"  # a key that whoever does not know it must not pass over; there are none yet
 
