@@ -47,6 +47,7 @@ MALFORMED = (
 PublicKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
+_RSA_EXPONENTS = range(3, 1 << 64, 2)  # a longer one takes its time
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 # Points of order 1, 2, 4 and 8 (RFC 8032 section 5.1), by y: signatures under them prove nothing.
 _FIELD_25519 = (1 << 255) - 19
@@ -232,7 +233,7 @@ def _check_key(certificate: x509.Certificate, min_rsa_bits: int) -> None:
         exponent = key.public_numbers().e
         # A key for PSS alone (RFC 4055) says with which digest and salt; the library forgets that.
         plain = certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSAES_PKCS1_v1_5
-        good = plain and min_rsa_bits <= key.key_size <= MAX_RSA_BITS and exponent >= 3 and exponent % 2 == 1
+        good = plain and min_rsa_bits <= key.key_size <= MAX_RSA_BITS and exponent in _RSA_EXPONENTS
         found = f"RSA{'' if plain else ' for PSS only'} {key.key_size} bits, exponent {hex(exponent)[:20]}"
     elif isinstance(key, ec.EllipticCurvePublicKey):
         good, found = key.curve.name in _CURVES, f"curve {key.curve.name}"
@@ -276,6 +277,7 @@ def _walk(
     issuers = {one.issuer.public_bytes() for one in (signer, *roots, *bridges)}
     issuers |= {one.subject.public_bytes() for one in (*roots, *bridges)}
     crls = [crl for pem in anchors.crls if _names_one_of(pem, issuers) and (crl := _load_crl(pem)) is not None]
+    crls = [crl for crl in crls if crl.next_update_utc is not None]  # else it would be current for ever
     try:
         store = crypto.X509Store()
         for root in roots:

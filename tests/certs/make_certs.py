@@ -106,6 +106,8 @@ class Authority(Identity):
         until: timedelta = 30 * DAY,
         signed_by: Identity | None = None,
         extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
+        number: int = 1,
+        reason: x509.ReasonFlags | None = None,
     ) -> bytes:
         by = signed_by or self
         builder = (
@@ -113,13 +115,15 @@ class Authority(Identity):
             .issuer_name(self.certificate.subject)
             .last_update(self.at + since)
             .next_update(self.at + until)
-            .add_extension(x509.CRLNumber(1), critical=False)
+            .add_extension(x509.CRLNumber(number), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.key.public_key()), critical=False)
         )
         for extension, critical in extra:
             builder = builder.add_extension(extension, critical)
         for one in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(one.serial_number)
+            if reason is not None:
+                entry = entry.add_extension(x509.CRLReason(reason), critical=False)
             builder = builder.add_revoked_certificate(entry.revocation_date(self.at - HOUR).build())
         return builder.sign(by.key, hashes.SHA256()).public_bytes(_PEM)
 
