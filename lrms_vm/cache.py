@@ -180,6 +180,8 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
         job.decide.bytes(claim, received.digests, received.size_bytes)
         vouched, raw = as_raw(part, received, claim, source=job.entry.url, deadline=job.deadline)
         image = _decided(job, claim, vouched, raw.digests["sha256"].hex(), raw.size_bytes)
+        if vouched.sha256 != image.sha256:
+            job.step("converted")
         store.refuse_writers(part / "image")
         job.step("synced")
         meta = store.Meta(raw.digests, raw.stamp, time.time(), job.entry.url)

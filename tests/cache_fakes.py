@@ -27,6 +27,7 @@ class FakeClaim:
     formats: tuple[str, ...] = ("raw",)
     max_virtual_bytes: int = 1 << 30
     max_ratio: int = 100
+    virtual_size_bytes: int | None = None
     kind: str = "cms"
     signed_digests: Mapping[str, bytes] = field(default_factory=dict)
 
