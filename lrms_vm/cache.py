@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from lrms_vm import lease as leasing
-from lrms_vm import sidefiles, store
+from lrms_vm import sidefiles, store, trust_state
 from lrms_vm.convert import as_raw
-from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
+from lrms_vm.errors import LrmsVmError, NodeError, RequestError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.image import ImageEntry, Listed, VerifiedImage
 from lrms_vm.ingest import part_directory, receive
@@ -30,12 +31,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Decide", "Entry", "acquire", "clean", "entries", "evict", "release", "verify"]
 
-ASK_TIMEOUT_S = 5.0  # how long a server may take with a signature of which we have a copy
 Digests = Mapping[str, bytes]
 
 
 class Decide(Protocol):
     """The trust core, bound to this site's policy, this job and this moment."""
+
+    @property
+    def at(self) -> datetime:
+        """The moment, which knows its zone."""
+        ...
+
+    @property
+    def bare_max_age_s(self) -> int:
+        """How long a bare signature counts once this node has seen it."""
+        ...
 
     def claim(self, files: SignatureFiles, name: str) -> Claim:
         """Everything but the bytes. Raises `RequestError` or `SiteError`."""
@@ -90,9 +100,12 @@ def acquire(
     job = _Job(entry, places, lease, decide, fetch, max_image_bytes, deadline, progress, step or (lambda _: None))
     try:
         store.prepare(places)
+        trust_state.prepare(places)
+        mark = trust_state.check_clock(places, decide.at)
         key, claim = _claimed(job)
-        image = _warm(job, key, claim)
-        return image if image is not None else _cold(job, key, claim)
+        image = _warm(job, key, claim) or _cold(job, key, claim)
+        trust_state.keep_clock(places, mark)
+        return image
     except OSError as error:
         raise _disk_error(places, error) from error
 
@@ -107,28 +120,10 @@ def _claimed(job: _Job) -> tuple[str, Claim]:
     if job.entry.listed is not None:
         claim = job.decide.listed(job.entry.listed)
         return sidefiles.image_key(None, claim), claim
-    files, claim = _signed_beside(job)
+    files, claim = sidefiles.claimed(
+        job.entry, places=job.places, decide=job.decide, fetch=job.fetch, deadline=job.deadline
+    )
     return sidefiles.image_key(files, claim), claim
-
-
-def _signed_beside(job: _Job) -> tuple[SignatureFiles, Claim]:
-    """The signature files and what they claim. A refusal never rests on an old copy; acceptance may."""
-    copy = None if job.entry.url.startswith("/") else sidefiles.copy_of(job.places, job.entry)
-    if copy is not None and copy[1] < sidefiles.ASK_AGAIN_S:
-        with contextlib.suppress(RequestError):  # decided again below, on what the server has now
-            return copy[0], job.decide.claim(copy[0], job.entry.name)
-    ask_until = job.deadline if copy is None else min(job.deadline, time.monotonic() + ASK_TIMEOUT_S)
-    try:
-        files = sidefiles.fetch_files(job.entry, fetch=job.fetch, deadline=ask_until)
-    except SiteError:
-        if copy is None:
-            raise
-        sidefiles.asked(job.places, job.entry)
-        return copy[0], job.decide.claim(copy[0], job.entry.name)
-    claim = job.decide.claim(files, job.entry.name)
-    if not job.entry.url.startswith("/"):
-        sidefiles.keep_copy(job.places, job.entry, files)
-    return files, claim
 
 
 def _warm(job: _Job, key: str, claim: Claim) -> VerifiedImage | None:
@@ -258,6 +253,11 @@ def _compare(entry: ImageEntry, claim: Claim, digests: Digests) -> None:
 def _decided(job: _Job, claim: Claim, vouched: store.Vouched, sha256: str, size_bytes: int) -> VerifiedImage:
     """Decide about the bytes that were signed; what boots is the raw disk `sha256` that they are, or became here."""
     endorsement = job.decide.bytes(claim, vouched.digests, vouched.size_bytes)
+    if claim.kind == "dgst":
+        digest = vouched.digests[claim.digest_algorithm]
+        trust_state.check_bare(
+            job.places, claim, vouched.sha256, digest, at=job.decide.at, max_age_s=job.decide.bare_max_age_s
+        )
     job.decide.form(claim, vouched.format, sha256, size_bytes=vouched.size_bytes, raw_size_bytes=size_bytes)
     return VerifiedImage(
         name=job.entry.name,

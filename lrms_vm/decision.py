@@ -49,6 +49,11 @@ class JobDecision:
         """The moment that this job's decision is about."""
         return self._at
 
+    @property
+    def bare_max_age_s(self) -> int:
+        """How long a bare signature counts once it was seen."""
+        return int(getattr(self._site.policy, "s0_max_age_s", 30 * 86400))
+
     def claim(self, files: SignatureFiles, name: str) -> Claim:
         start = time.monotonic()
         try:

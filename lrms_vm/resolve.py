@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lrms_vm.config import Config
 from lrms_vm.errors import RequestError
 from lrms_vm.image import ImageEntry, ImageReference
 
+Find = Callable[[ImageReference], ImageEntry | None]  # in the signed lists that the site subscribes to
+Sha256Of = Callable[[ImageEntry], str | None]  # of the bytes that an entry's signature is over, hex
 
-def resolve(reference: ImageReference, config: Config) -> ImageEntry:
-    """Find the entry for a reference. Raises `RequestError` for a name or a place the site does not have."""
+
+def resolve(
+    reference: ImageReference, config: Config, find: Find = lambda _: None, sha256_of: Sha256Of = lambda _: None
+) -> ImageEntry:
+    """Find the entry for a reference: the site's own [images.NAME] wins over a list's image of that name.
+
+    Raises `RequestError` for a name or a place the site does not have, and what `find` raises.
+    """
     if reference.url is not None:
         return _place(reference.url, config)
-    if reference.name is None:
+    own = config.images.get(reference.name or "")
+    if own is not None and reference.version in (None, own.version):
+        return own
+    found = find(reference)
+    if found is None and reference.sha256 is not None:
+        found = next((one for one in config.images.values() if sha256_of(one) == reference.sha256), None)
+    if found is not None:
+        return found
+    if reference.version is not None and (own is not None or find(ImageReference(reference.text, reference.name))):
         raise RequestError(
-            f"--vm-image: {reference.text!r}: images are not yet found by digest alone",
-            hint="use a name from `lrms-vm image list`",
-            code="image-unknown",
-        )
-    entry = config.images.get(reference.name)
-    if entry is None:
-        raise RequestError(
-            f"--vm-image: {reference.name!r} is not in the site's image list ({config.source})",
-            hint=f"see `lrms-vm image list`, or ask {config.contact}",
-            code="image-unknown",
-        )
-    if reference.version is not None and reference.version != entry.version:
-        raise RequestError(
-            f"--vm-image: {reference.name!r} has version {entry.version or 'none'}, not {reference.version}",
+            f"--vm-image: {reference.name!r} has no version {reference.version} here",
             hint="see `lrms-vm image list`",
             code="image-version-unknown",
         )
-    return entry
+    raise RequestError(
+        f"--vm-image: {reference.text!r} is neither in {config.source} nor in a list that it subscribes to",
+        hint=f"see `lrms-vm image list`, or ask {config.contact}",
+        code="image-unknown",
+    )
 
 
 def _place(url: str, config: Config) -> ImageEntry:

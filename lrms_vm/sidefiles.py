@@ -10,6 +10,7 @@ that was converted from other bytes, theirs: only root can write either that or 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -17,9 +18,9 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from lrms_vm.errors import ConfigError, RequestError
+from lrms_vm.errors import ConfigError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.image import ImageEntry
 from lrms_vm.paths import Places
@@ -29,9 +30,38 @@ if TYPE_CHECKING:
     from lrms_vm.trust.verify import Claim, SignatureFiles
 
 MAX_BYTES = 64 << 10
+ASK_TIMEOUT_S = 5.0  # how long a server may take with a signature of which we have a copy
 ASK_AGAIN_S = 300.0  # how long a good copy is used before the server is asked (again)
 DGST_SUFFIXES = ("sha256", "sha384", "sha512", "sha1")
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
+
+
+class Decide(Protocol):
+    """The part of the trust core that is asked about signature files."""
+
+    def claim(self, files: SignatureFiles, name: str) -> Claim: ...
+
+
+def claimed(
+    entry: ImageEntry, *, places: Places, decide: Decide, fetch: Fetcher, deadline: float
+) -> tuple[SignatureFiles, Claim]:
+    """The signature files and what they claim. A refusal never rests on an old copy; acceptance may."""
+    copy = None if entry.url.startswith("/") else copy_of(places, entry)
+    if copy is not None and copy[1] < ASK_AGAIN_S:
+        with contextlib.suppress(RequestError):  # decided again below, on what the server has now
+            return copy[0], decide.claim(copy[0], entry.name)
+    ask_until = deadline if copy is None else min(deadline, time.monotonic() + ASK_TIMEOUT_S)
+    try:
+        files = fetch_files(entry, fetch=fetch, deadline=ask_until)
+    except SiteError:
+        if copy is None:
+            raise
+        asked(places, entry)
+        return copy[0], decide.claim(copy[0], entry.name)
+    claim = decide.claim(files, entry.name)
+    if not entry.url.startswith("/"):
+        keep_copy(places, entry, files)
+    return files, claim
 
 
 def fetch_files(entry: ImageEntry, *, fetch: Fetcher, deadline: float) -> SignatureFiles:

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class FakeDecide:
     blind: bool = False
     formats: tuple[str, ...] = ("raw",)
     seen: list[Any] = field(default_factory=list)
+    bare_max_age_s: int = 30 * 86400
+
+    @property
+    def at(self) -> datetime:
+        return datetime.now(UTC)
 
     def claim(self, files: Any, name: str) -> Any:
         self.seen.append(files)

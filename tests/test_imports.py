@@ -19,12 +19,12 @@ _PURE = """
     trust.names trust.dn trust.der trust.digests trust.tree trust.policy trust.certificate_policies trust.x509 trust.rules trust.cms trust.dgst trust.verify trust.forms
     trust.strict_json trust.sealed_json trust.smime trust.json_object trust.imagelist trust.list_rules trust.verify_list trust.freshness trust.list_extract trust
     disk_format qcow2 verdict environment srun_options xml_check domain
-    recipe apt_sources guest_system initrd
+    recipe apt_sources guest_system initrd water_marks
 """
 _EFFECTS = """
     config command account record journal
     anchors decision resolve
-    fetch_http fetch hashing lease store sidefiles trust_state list_copy lists ingest convert upkeep cache
+    fetch_http fetch hashing file_systems pins lease store sidefiles trust_state list_copy list_refresh lists ingest convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload
     lifecycle teardown slurm_node node submit

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -77,6 +77,8 @@ class AcceptingDecision:
     max_image_bytes = 1 << 30
     spent_ms = 0.0
     limits: Any = None
+    at = datetime.now(UTC)
+    bare_max_age_s = 86400
 
     def for_job(self, **_: Any) -> AcceptingDecision:
         return self
