@@ -2,6 +2,9 @@
 
 Formats: EUGridPMA "Namespaces format specification" (eugridpma.org/documentation), and the Globus EACL form that
 older directories carry (ca-signing-policy). DENY wins over PERMIT; what no PERMIT covers is refused.
+
+A namespaces file's subjects are called regular expressions. Those that CAs publish use `.*` and nothing else, and have
+dots and brackets in their names; so that is what we read, and no expression of a file or name can keep us busy.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ MAX_BYTES = 64 << 10
 _STATEMENT = re.compile(
     r'\s*TO\s+Issuer\s+(SELF|"([^"\n]{1,1000})")\s+(PERMIT|DENY)\s+Subject\s+"([^"\n]{1,1000})"\s*', re.IGNORECASE
 )
+_SEVERAL = re.compile(r"""\s*'((?:\s*"[^"']{1,1000}")+)\s*'\s*(?:#.*)?""")  # '"/O=People/*" "/O=Robots/*"'
+_BEYOND_US = re.compile(r"[\[\]|^$\\{}]|(?<!\.)\*")
+_BEYOND_US_IN_DENY = re.compile(r"[()+?]")
 # As OpenSSL has spelled them over the years: the same attribute.
 _ALIASES = (
     (re.compile(r"/(?:Email|E|emailAddress)=", re.IGNORECASE), "/emailAddress="),
@@ -31,7 +37,21 @@ class Statement:
 
     issuer: str | None  # slash form; None: the CA that the file belongs to
     permit: bool
-    subjects: re.Pattern[str]
+    subjects: tuple[str, ...]  # what must be there in this order, with anything between: "/O=People/", ""
+
+    def covers(self, subject: str) -> bool:
+        first, *middle = self.subjects
+        if not middle:
+            return subject == first
+        last = middle.pop()
+        at, end = len(first), len(subject) - len(last)
+        if at > end or not (subject.startswith(first) and subject.endswith(last)):
+            return False
+        for part in middle:
+            if (found := subject.find(part, at, end)) < 0:
+                return False
+            at = found + len(part)
+        return True
 
 
 def parse_namespaces(data: bytes) -> tuple[Statement, ...]:
@@ -45,7 +65,8 @@ def parse_namespaces(data: bytes) -> tuple[Statement, ...]:
         if match is None:
             raise NamesError(f"cannot read {joined[at : at + 60].strip()!r}")
         issuer = None if match[1].upper() == "SELF" else _aliased(match[2])
-        statements.append(Statement(issuer, match[3].upper() == "PERMIT", _compiled(_aliased(match[4]))))
+        permit = match[3].upper() == "PERMIT"
+        statements.append(Statement(issuer, permit, _subjects(_aliased(match[4]), permit)))
         at = match.end()
     if not statements:
         raise NamesError("no statement in it")
@@ -66,13 +87,12 @@ def parse_signing_policy(data: bytes) -> tuple[Statement, ...]:
         word, authority, value = words
         if word == "access_id_CA" and authority.upper() == "X509":
             issuer, signs = _aliased(_unquoted(value)), False
-        elif word == "pos_rights" and issuer is not None:
+        elif word == "pos_rights" and authority == "globus" and issuer is not None:
             signs = value.split("#")[0].strip() == "CA:sign"
-        elif word == "cond_subjects" and issuer is not None and signs:
-            patterns = re.findall(r'"([^"]{1,1000})"', value) or [_unquoted(value)]
-            for pattern in patterns:
-                regex = ".*".join(re.escape(part) for part in _aliased(pattern).split("*"))
-                statements.append(Statement(issuer, True, _compiled(regex)))
+        elif word == "cond_subjects" and authority == "globus" and issuer is not None and signs:
+            several = _SEVERAL.fullmatch(value)
+            for pattern in re.findall(r'"([^"]*)"', several[1]) if several else [_unquoted(value)]:
+                statements.append(Statement(issuer, True, tuple(_aliased(pattern).split("*"))))
         elif word != "neg_rights":
             raise NamesError(f"cannot read {line[:60]!r}")
         else:
@@ -85,7 +105,7 @@ def parse_signing_policy(data: bytes) -> tuple[Statement, ...]:
 def permits(statements: Iterable[Statement], *, issuer: str, subject: str) -> bool:
     """Whether this CA may give this name; both in slash form, and the file is the CA's own."""
     mine = [one for one in statements if one.issuer is None or one.issuer == _aliased(issuer)]
-    matching = [one for one in mine if one.subjects.fullmatch(_aliased(subject))]
+    matching = [one for one in mine if one.covers(_aliased(subject))]
     return bool(matching) and all(one.permit for one in matching)
 
 
@@ -99,7 +119,7 @@ def _text(data: bytes) -> str:
 
 
 def _unquoted(value: str) -> str:
-    match = re.fullmatch(r"""\s*(?:'([^']{1,1000})'|"([^"]{1,1000})")\s*(?:#.*)?""", value)
+    match = re.fullmatch(r"""\s*(?:'([^'"]{1,1000})'|"([^'"]{1,1000})")\s*(?:#.*)?""", value)
     if match is None:
         raise NamesError(f"cannot read {value[:60]!r}")
     return match[1] or match[2]
@@ -111,8 +131,8 @@ def _aliased(text: str) -> str:
     return text
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise NamesError(f"{pattern[:60]!r} is not a pattern") from error
+def _subjects(pattern: str, permit: bool) -> tuple[str, ...]:
+    """Never wider than the file's author meant for a PERMIT, never narrower for a DENY."""
+    if _BEYOND_US.search(pattern) or (not permit and _BEYOND_US_IN_DENY.search(pattern)):
+        raise NamesError(f"{pattern[:60]!r}: of regular expressions only .* is read")
+    return tuple(pattern.split(".*") if permit else re.split(r"\.\*?", pattern))
