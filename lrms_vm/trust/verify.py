@@ -67,6 +67,10 @@ class Claim:
     formats: tuple[str, ...] = ("raw",)  # what the bytes may be: what the list says, else what policy and builder allow
     max_virtual_bytes: int = 256 << 30  # of the disk in a qcow2
     max_ratio: int = 100  # of a disk to the qcow2 it is in
+    # What the runner rule's tier gives besides memory and network.
+    tier: str | None = None  # its name; None: the rule has none
+    shares: str = "all"  # of the host's directories: "none", "work_dir" or "all" that the site allows
+    root: bool = False  # whether the job's user may become root inside the guest
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,10 @@ def _claim(
 
 
 def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
-    """The image's digests, as hashed here, are those that were signed, and the image is not blocked.
+    """The image's size and digests, as counted and hashed here, are all that was signed, and it is not blocked.
 
-    `digests` has "sha256" and `claim.digest_algorithm`, by name. Raises `RequestError`.
+    `digests` has, by name, "sha256", `claim.digest_algorithm` and whatever is in `claim.signed_digests`: what is signed
+    and was not hashed counts as different. Raises `RequestError`.
     """
     if not 0 < size_bytes <= claim.max_image_bytes:
         raise RequestError(
@@ -208,14 +213,18 @@ def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) 
             hint="the limit is max_image in trust.toml",
             code="image-too-large" if size_bytes else "signed-nothing",
         )
+    if claim.size_bytes not in (None, size_bytes):
+        raise _differs(f"there are {size_bytes} of them, {claim.signer} signed {claim.size_bytes}")
     found = digests[claim.digest_algorithm]
-    if claim.signed_digest is not None and not hmac.compare_digest(found, claim.signed_digest):
-        raise RequestError(
-            f"the bytes of the image are not those that {claim.signer} signed: {claim.digest_algorithm} is "
-            f"{found.hex()[:16]}..., signed was {claim.signed_digest.hex()[:16]}...",
-            hint="fetch the image again, or ask its builder to sign it again (with -binary)",
-            code="bytes-differ",
-        )
+    signed = list(claim.signed_digests.items())
+    if claim.signed_digest is not None:
+        signed.append((claim.digest_algorithm, claim.signed_digest))
+    for algorithm, digest in signed:
+        here = digests.get(algorithm, b"")
+        if not hmac.compare_digest(here, digest):
+            raise _differs(
+                f"{algorithm} is {here.hex()[:16] or 'unknown'}..., {claim.signer} signed {digest.hex()[:16]}..."
+            )
     if claim.kind == "dgst":
         dgst.verify_digest(claim.signature, claim.certificate, claim.digest_algorithm, found)
     sha256 = digests["sha256"].hex()
@@ -226,6 +235,14 @@ def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) 
             code="image-blocked",
         )
     return Endorsement(signer=claim.signer, issuer=claim.issuer, rule=claim.rule, sha256=sha256)
+
+
+def _differs(what: str) -> RequestError:
+    return RequestError(
+        f"the bytes of the image are not those that were signed: {what}",
+        hint="fetch the image again, or ask its builder to sign it again (with -binary)",
+        code="bytes-differ",
+    )
 
 
 def named_signer(files: SignatureFiles) -> tuple[str, str] | None:
