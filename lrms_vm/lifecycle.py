@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lrms_vm import cache, channel, domain, keys, overlay, seed, site_kernel
+from lrms_vm import cache, channel, domain, journal, keys, overlay, provenance, seed, sidefiles, site_kernel
 from lrms_vm.account import Account, look_up
 from lrms_vm.command import remaining_s, spawn_detached
 from lrms_vm.config import Config
-from lrms_vm.decision import Decision
-from lrms_vm.errors import LrmsVmError, NodeError, RequestError
+from lrms_vm.decision import Decision, JobDecision
+from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.guest import Hypervisor
-from lrms_vm.image import VerifiedImage
+from lrms_vm.image import ImageEntry, ImageReference, VerifiedImage
+from lrms_vm.list_refresh import Refresher
+from lrms_vm.lists import Lists
 from lrms_vm.paths import JobPlaces, Places
 from lrms_vm.record import Record
 from lrms_vm.request import Allocation, Request
@@ -79,7 +81,9 @@ def prologue(
     job = places.job(allocation.key)
     account = look_up(allocation.uid, allocation.gid)
     record = _begin(job, allocation, started_at, actors.on_note)
-    image, claim = _acquire(request, allocation, account, record, config=config, actors=actors, deadline=deadline)
+    facts, image, claim = _acquire(
+        request, allocation, account, record, config=config, actors=actors, deadline=deadline
+    )
     request = within(claim, request, network=config.network)
     described = domain.describe(request, allocation, image, config=config, places=job)
     with record.phase("kernel"):
@@ -105,7 +109,7 @@ def prologue(
         record.note("channel", path=str(job.channel))
         _hand_over(job, account, pair)
         record.note("verdict", path=str(places.verdict(allocation.key)))
-        verdict = _ready(request, allocation, account, image, job, shares, config, started_at)
+        verdict = _ready(request, allocation, account, facts, job, shares, config, started_at)
         write_verdict_file(places, verdict, gid=account.gid)
         record.note("attach")
         session = spawn_detached(
@@ -221,40 +225,60 @@ def _acquire(
     config: Config,
     actors: Actors,
     deadline: float,
-) -> tuple[VerifiedImage, Claim]:
+) -> tuple[dict[str, str], VerifiedImage, Claim]:
+    """The image, its provenance, and what the rules let its guest have. One line of the log says which, or why not."""
     start = time.monotonic()
-    entry = resolve(request.image, config)
-    record.note("lease", image=entry.name)
     decide = actors.decision.for_job(
         user=account.name, groups=[name for name, _ in account.groups], partition=allocation.partition
     )
-    image = cache.acquire(
-        entry,
-        places=config.places,
-        lease=allocation.key,
-        decide=decide,
-        fetch=actors.fetch,
-        max_image_bytes=actors.decision.max_image_bytes,
-        deadline=deadline,
-    )
+    try:
+        entry = _resolved(request.image, config, actors, decide, deadline)
+        record.note("lease", image=entry.name)
+        image = cache.acquire(
+            entry,
+            places=config.places,
+            lease=allocation.key,
+            decide=decide,
+            fetch=actors.fetch,
+            max_image_bytes=actors.decision.max_image_bytes,
+            deadline=deadline,
+        )
+    except (RequestError, SiteError) as error:
+        named = {"name": request.image.text}
+        journal.say("warning", "verdict", provenance.line(allocation.key, account.name, named, code=error.code))
+        raise
     total_ms = (time.monotonic() - start) * 1e3
     record.took("fetch", total_ms - decide.spent_ms)
     record.took("verify", decide.spent_ms)
-    record.note("verified", image=_provenance(image))
     if decide.limits is None:
         raise NodeError(f"{image.name}: in the cache, but nobody decided about it", code="internal")
-    return image, decide.limits
+    facts = provenance.facts(image, decide.limits, entry.version)
+    record.note("verified", image=facts)
+    journal.say("info", "verdict", provenance.line(allocation.key, account.name, facts))
+    return facts, image, decide.limits
 
 
-def _provenance(image: VerifiedImage) -> dict[str, str]:
-    return {"name": image.name, "digest": f"sha256:{image.sha256}", "signer": image.signer, "rule": image.rule}
+def _resolved(
+    reference: ImageReference, config: Config, actors: Actors, decide: JobDecision, deadline: float
+) -> ImageEntry:
+    refresher = Refresher(config.lists, config.places, decide, actors.fetch, deadline)
+
+    def sha256_of(entry: ImageEntry) -> str | None:
+        try:
+            return sidefiles.sha256_of(
+                entry, places=config.places, decide=decide, fetch=actors.fetch, deadline=deadline
+            )
+        except (RequestError, SiteError):
+            return None  # not by this one
+
+    return resolve(reference, config, Lists(refresher).find, sha256_of)
 
 
 def _ready(
     request: Request,
     allocation: Allocation,
     account: Account,
-    image: VerifiedImage,
+    facts: dict[str, str],
     job: JobPlaces,
     shares: tuple[str, ...],
     config: Config,
@@ -272,7 +296,7 @@ def _ready(
         home=account.home,
         boot_timeout_s=config.boot_timeout_s,
         started_at=started_at,
-        image=_provenance(image),
+        image=facts,
     )
 
 

@@ -64,6 +64,16 @@ def claimed(
     return files, claim
 
 
+def sha256_of(entry: ImageEntry, *, places: Places, decide: Decide, fetch: Fetcher, deadline: float) -> str | None:
+    """The sha256 (hex) of the bytes that an entry's signature is over, as far as this node can know it.
+
+    Raises as `claimed`.
+    """
+    files, claim = claimed(entry, places=places, decide=decide, fetch=fetch, deadline=deadline)
+    found = reference(places, image_key(files, claim))
+    return found.signed if found is not None else None
+
+
 def fetch_files(entry: ImageEntry, *, fetch: Fetcher, deadline: float) -> SignatureFiles:
     """Get the signature files: IMAGE.p7s, else IMAGE.sha256 (.sha384, .sha512, .sha1) with IMAGE.crt.
 

@@ -42,7 +42,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _run(args: argparse.Namespace) -> int:
     from dataclasses import asdict, replace
 
-    from lrms_vm import domain, lifecycle
+    from lrms_vm import domain, lifecycle, lists
     from lrms_vm.resolve import resolve
 
     config = configuration.load(args.config or configuration.DEFAULT_PATH)
@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     options = {word: text for word in OPTIONS if (text := getattr(args, word.replace("-", "_"))) is not None}
     request = parse_request(options, source="--vm-image")
     allocation = _allocation(args.cpus, args.memory)
-    resolve(request.image, config)
+    resolve(request.image, config, lambda reference: lists.outline(reference, config.lists, config.places))
     described = domain.outline(request, allocation, config=config, places=config.places.job(allocation.key))
     text = domain.render(described, lifecycle.template_text(config, described.hypervisor))
     domain.compare(described, text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lrms_vm import config as configuration
-from lrms_vm import record
+from lrms_vm import provenance, record
 from lrms_vm.errors import LrmsVmError, RequestError
 from lrms_vm.paths import Places
 from lrms_vm.verdict import READY, Verdict, read_verdict
@@ -50,6 +50,8 @@ def _status(args: argparse.Namespace) -> int:
         if row["message"]:
             print(f"    {row['message']}")
         if args.job is not None:
+            if row["provenance"]:
+                print(f"    {row['provenance']}")
             print("".join(f"    | {line}\n" for line in row["console"].splitlines()[-12:]), end="")
     return 0
 
@@ -84,6 +86,7 @@ def _row(places: Places, key: str) -> dict[str, Any] | None:
         "digest": verdict.image.get("digest", "") if verdict else "",
         "signer": verdict.image.get("signer", "") if verdict else "",
         "rule": verdict.image.get("rule", "") if verdict else "",
+        "provenance": provenance.line(key, verdict.user_name, verdict.image) if verdict and verdict.image else "",
         "message": verdict.message if verdict else "",
         "phases_ms": noted.phases_ms,
         "console": _tail(job.console),
