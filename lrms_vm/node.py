@@ -18,12 +18,19 @@ def hypervisor(config: Config) -> Hypervisor:
     return Libvirt(config.libvirt_uri)
 
 
-def actors(config: Config) -> Actors:
+def decision(config: Config) -> Decision:
     """Raises `ConfigError` for a policy or a CA directory that cannot be believed."""
     policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
+    return Decision(policy, read_anchors(Path(policy.ca_dir)))
+
+
+def fetcher(config: Config) -> Fetch:
+    """How this node gets bytes."""
+    return Fetch()
+
+
+def actors(config: Config) -> Actors:
+    """Raises as `decision`."""
     return Actors(
-        hypervisor=hypervisor(config),
-        fetch=Fetch(),
-        decision=Decision(policy, read_anchors(Path(policy.ca_dir))),
-        python=sys.executable,
+        hypervisor=hypervisor(config), fetch=fetcher(config), decision=decision(config), python=sys.executable
     )

@@ -36,7 +36,8 @@ def resolve(
             code="image-version-unknown",
         )
     raise RequestError(
-        f"--vm-image: {reference.text!r} is neither in {config.source} nor in a list that it subscribes to",
+        f"--vm-image: {reference.text!r} is not in the site's image list ({config.source})"
+        + (f", nor in the signed lists {', '.join(config.lists)}" if config.lists else ""),
         hint=f"see `lrms-vm image list`, or ask {config.contact}",
         code="image-unknown",
     )

@@ -16,8 +16,9 @@ from lrms_vm.errors import EXIT_USAGE, LrmsVmError
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "run": (("run",), "run a command in a guest on this machine, with no batch system"),
     "status": (("status",), "the guests on this node: whose, which image, which phase"),
-    "image": (("image_trust", "image_build", "image_list"), "sign, verify, build and list images"),
+    "image": (("image_trust", "image_build", "image_list", "image_show"), "sign, verify, build and list images"),
     "cache": (("cache",), "the node's verified image cache"),
+    "trust": (("trust",), "what must not go back on this node, and the ways back"),
     "render": (("render",), "what would be given to the hypervisor for a job"),
     "doctor": (("doctor",), "what would stop a VM job on this node, each with its remedy"),
     "install": (("install",), "put the hooks and the plugin in place for a batch system"),
