@@ -7,7 +7,6 @@ here, where it can still be corrected, more is refused than a node does: keys of
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import uuid
@@ -17,14 +16,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lrms_vm import disk_format
 from lrms_vm.errors import RequestError, UsageError
 from lrms_vm.fetch import next_data
 from lrms_vm.signing import Signer, attached_cms, detached_cms, hash_image
+from lrms_vm.store import write_durably
 from lrms_vm.trust import cms, digests, dn, imagelist, smime, strict_json, tree
 from lrms_vm.trust.imagelist import ImageList
 from lrms_vm.trust.json_object import show_time
+from lrms_vm.trust.tree import CHUNK_BYTES
 
-CHUNK_BYTES = 2 << 20  # of lv:tree: a proxy that keeps 4 MB objects keeps these
 KNOWN_KEYS = frozenset(
     f"lv:{name}"
     for name in (
@@ -44,6 +45,7 @@ class NewImage:
     path: Path
     url: str
     format: str = "raw"
+    leaves: bool = False  # also write FILE.leaves, to be published beside it: chunks are then checked as they come
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def describe(image: NewImage, head: Head) -> dict[str, Any]:
                 f"{image.path}: changed while it was read", hint="stop its writer", code="image-changing"
             )
         entry["lv:tree"] = {"alg": "sha256", "chunk": CHUNK_BYTES, "root": tree.root_of(leaves).hex()}
+        if image.leaves:
+            entry["lv:tree"]["leaves"] = _write_leaves(image, b"".join(leaves))
     return entry
 
 
@@ -206,6 +210,15 @@ def _read_back(signed: bytes, signer: Signer) -> None:
     imagelist.parse_list(smime.text_of(content))
 
 
+def _write_leaves(image: NewImage, text: bytes) -> dict[str, Any]:
+    path = image.path.with_name(f"{image.path.name}.leaves")
+    try:
+        write_durably(path, text, 0o644)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot write: {error.strerror}", code="signature-unwritable") from error
+    return {"uri": f"{image.url}.leaves", "size": len(text), "sha256": digests.of("sha256", text).hex()}
+
+
 def _stamp(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
@@ -216,7 +229,6 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 def _leaves(path: Path, size_bytes: int) -> list[bytes]:
     """One digest for each chunk; chunks in holes are not read."""
-    zero = hashlib.sha256(b"\0" + bytes(CHUNK_BYTES)).digest()
     leaves = []
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -224,9 +236,23 @@ def _leaves(path: Path, size_bytes: int) -> list[bytes]:
             for offset in range(0, size_bytes, CHUNK_BYTES):
                 end = min(offset + CHUNK_BYTES, size_bytes)
                 hole = end - offset == CHUNK_BYTES and next_data(fd, offset, end) == end
-                leaves.append(zero if hole else tree.leaf(os.pread(fd, end - offset, offset)))
+                leaves.append(tree.zero_leaf(CHUNK_BYTES) if hole else tree.leaf(os.pread(fd, end - offset, offset)))
         finally:
             os.close(fd)
     except OSError as error:
         raise UsageError(f"{path}: cannot read the image: {error.strerror}", code="image-unreadable") from error
     return leaves
+
+
+def format_of(path: Path) -> str:
+    """By the file's first and last bytes. Raises `UsageError` for what no node would boot."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(disk_format.HEAD_BYTES)
+            file.seek(-min(disk_format.TAIL_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            found = disk_format.detect(head, file.read())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the image: {error.strerror}", code="image-unreadable") from error
+    if found not in ("raw", "qcow2"):
+        raise UsageError(f"{path}: is {found}", hint="sign a raw image, or qcow2", code="format-not-allowed")
+    return found

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrms_vm import config as configuration
+from lrms_vm.cli import image_sign_list, site_trust
 from lrms_vm.errors import LrmsVmError, RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _SIGN = """\
 examples:
   lrms-vm image sign atlas.raw --cert ~/.globus/usercert.pem --key ~/.globus/userkey.pem
   lrms-vm image sign atlas.raw --cert u.pem --key k.pem --form dgst    as openssl dgst -sha256 -sign does
+  lrms-vm image sign --list atlas.image_list --image atlas/sim@1.2=sim.raw --image atlas/reco@7=reco.raw \\
+      --url https://images.example.org/atlas --vo atlas --cert u.pem --key k.pem     make a list, and sign it
+  lrms-vm image sign --list atlas.json --cert u.pem --key k.pem        sign a list that you wrote
 """
 _VERIFY = """\
 examples:
@@ -43,17 +46,23 @@ def _register_sign(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = verbs.add_parser(
         "sign",
         help="vouch for an image with your grid certificate",
-        description="Sign the image's bytes; writes IMAGE.p7s, or IMAGE.sha256 with IMAGE.crt.",
+        description="Sign the image's bytes; writes IMAGE.p7s, or IMAGE.sha256 with IMAGE.crt. "
+        "With --list: sign a list of images instead (docs/image-lists.md).",
         epilog=_SIGN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("image", type=Path, metavar="IMAGE", nargs="?")
     parser.add_argument("--cert", type=Path, required=True, metavar="PEM", help="your certificate")
     parser.add_argument("--key", type=Path, required=True, metavar="PEM", help="its private key")
     parser.add_argument("--chain", type=Path, metavar="PEM", help="certificates between yours and the CA's root")
-    parser.add_argument("--form", choices=("cms", "dgst"), default="cms", help="detached CMS, or bare (default: cms)")
+    parser.add_argument(
+        "--form",
+        choices=("cms", "dgst", *image_sign_list.FORMS),
+        help="of an image: cms (detached, default) or dgst (bare); of a list: smime (default), cms (DER) or both",
+    )
     parser.add_argument("--digest", choices=DIGESTS, help="default: sha256 (sha512 for an Ed25519 key)")
     parser.add_argument("--json", action="store_true", help="for machines")
+    image_sign_list.add_options(parser)
     parser.set_defaults(run=_sign)
 
 
@@ -90,7 +99,11 @@ def _sign(args: argparse.Namespace) -> int:
         at=at,
     )
     digest = args.digest or signing.default_digest(signer)
-    done = signing.sign_image(args.image, signer, form=args.form, digest=digest, at=at)
+    if args.list is not None:
+        return image_sign_list.sign(args, signer, digest, at)
+    if args.image is None or args.form in image_sign_list.FORMS:
+        raise UsageError("say which IMAGE, and --form cms or dgst; or --list FILE", code="image-unreadable")
+    done = signing.sign_image(args.image, signer, form=args.form or "cms", digest=digest, at=at)
     _warn_about_others(args.image, done.files)
     if args.json:
         print(
@@ -141,18 +154,10 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, Endorsement]:
-    from lrms_vm.anchors import read_anchors
     from lrms_vm.signing import hash_image
     from lrms_vm.trust import verify
-    from lrms_vm.trust.policy import parse_policy
 
-    # What root believes must be root's; somebody else asks for himself, with a file of his own.
-    must_be_root_owned = os.geteuid() == 0 or args.policy is None
-    path = args.policy or _site_policy(args.config)
-    policy = parse_policy(
-        configuration.read_trusted(path.absolute(), must_be_root_owned=must_be_root_owned), source=str(path)
-    )
-    anchors = read_anchors(Path(policy.ca_dir), must_be_root_owned=must_be_root_owned)
+    policy, anchors = site_trust.load(args.policy, args.config)
     claim = verify.check_claim(
         files,
         anchors=anchors,
@@ -160,35 +165,11 @@ def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, End
         image_name=args.name or args.image.name.removesuffix(".img").removesuffix(".raw"),
         user=args.user,
         partition=args.partition,
-        groups=_groups_of(args.user) if args.user else (),
+        groups=site_trust.groups_of(args.user) if args.user else (),
         at=datetime.now(UTC),
     )
     digests, size_bytes = hash_image(args.image, {"sha256", claim.digest_algorithm})
     return claim, verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
-
-
-def _site_policy(config: Path | None) -> Path:
-    path = config or configuration.DEFAULT_PATH
-    if config is None and not path.exists():
-        return Path(configuration.Config().policy)
-    return Path(configuration.load(path).policy)
-
-
-def _groups_of(user: str) -> tuple[str, ...]:
-    import grp
-    import pwd
-
-    try:
-        gids = os.getgrouplist(user, pwd.getpwnam(user).pw_gid)
-    except KeyError:
-        return ()  # no account on this machine; rules by user name still hold
-    names = []
-    for gid in gids:
-        try:
-            names.append(grp.getgrgid(gid).gr_name)
-        except KeyError:
-            continue  # a group without a name is in no rule
-    return tuple(names)
 
 
 def _side_files(image: Path, signature: Path | None, certificate: Path | None) -> SignatureFiles:
