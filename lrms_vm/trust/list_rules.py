@@ -11,7 +11,7 @@ from cryptography import x509 as certificates
 from lrms_vm.errors import RequestError
 from lrms_vm.trust import rules
 from lrms_vm.trust.imagelist import ImageList, ListedImage, compare_versions
-from lrms_vm.trust.policy import Block, Builder, Policy
+from lrms_vm.trust.policy_values import Block, Builder, Policy
 
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between the endorser's clock and ours
 _HINT_RENEW = "its endorser must publish it anew"

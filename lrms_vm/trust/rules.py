@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
-from fnmatch import fnmatchcase
 
 from cryptography import x509 as certificates
 from cryptography.hazmat.primitives import hashes
 
 from lrms_vm.errors import RequestError
-from lrms_vm.trust import dn, x509
-from lrms_vm.trust.policy import Builder, Policy, Runner
+from lrms_vm.trust import dn, voms, x509
+from lrms_vm.trust.policy_values import Builder, Policy, Runner, matches
 
 
 def check_blocks(chain: Sequence[certificates.Certificate], policy: Policy, today: date) -> None:
@@ -33,7 +33,10 @@ def check_blocks(chain: Sequence[certificates.Certificate], policy: Policy, toda
 def builder_for(
     signer: certificates.Certificate, kind: str, algorithm: str, image_name: str, policy: Policy, today: date
 ) -> Builder:
-    """The first rule that lets the signer build this; else the refusal of the rule that came nearest."""
+    """The first rule that lets the signer build this; else the refusal of the rule that came nearest.
+
+    A rule with `audit` lets nobody pass, whatever it says: see `audited`.
+    """
     who, by = dn.show(signer.subject), dn.show(signer.issuer)
     subject, issuer, spki = dn.of(signer.subject), dn.of(signer.issuer), x509.spki_sha256(signer)
     mine = [one for one in policy.builders if (one.issuer, one.subject) == (issuer, subject)]
@@ -58,6 +61,22 @@ def builder_for(
     raise refusal
 
 
+def audited(
+    signer: certificates.Certificate, kind: str, algorithm: str, image_name: str, policy: Policy, today: date
+) -> tuple[str, ...]:
+    """What the signer's rules with `audit` would do, a sentence each: for the log, before a rule is let loose."""
+    subject, issuer, spki = dn.of(signer.subject), dn.of(signer.issuer), x509.spki_sha256(signer)
+    found = []
+    for one in policy.builders:
+        if not one.audit or (one.issuer, one.subject) != (issuer, subject):
+            continue
+        live = replace(one, audit=False)
+        _, code, what = _builder_refusal(live, kind, algorithm, image_name, spki, policy, today)
+        would = f"would refuse {image_name!r:.80} ({code}): it {what}" if code else f"would accept {image_name!r:.80}"
+        found.append(f"builder rule {one.name!r} ({one.where}) has audit = true and {would}")
+    return tuple(found)
+
+
 def _builder_refusal(
     rule: Builder, kind: str, algorithm: str, image_name: str, spki: str, policy: Policy, today: date
 ) -> tuple[int, str, str]:
@@ -79,7 +98,9 @@ def _builder_refusal(
             "digest-not-allowed",
             f"counts, but {policy.source} accepts {', '.join(policy.digests)}, not {algorithm}",
         )
-    return 4, "", ""
+    if rule.audit:
+        return 4, "builder-in-audit", "would accept it, but has audit = true: it only says so"
+    return 5, "", ""
 
 
 def runner_for(
@@ -91,22 +112,50 @@ def runner_for(
     partition: str,
     policy: Policy,
 ) -> Runner:
-    """The first rule that lets this user run what this builder made. Raises `RequestError`."""
+    """The first rule that lets this user run what this builder made; else `RequestError` naming the nearest rule."""
+    nearest, near = 0, f"no runner rule of {policy.source} is for this image"
     for rule in policy.runners:
-        if rule.may_run(
-            user=user,
-            groups=groups,
-            account=account,
-            partition=partition,
-            image_name=image_name,
-            builder=builder.name,
-        ):
+        step, what = _runner_refusal(rule, builder, image_name, user, groups, account, partition, policy)
+        if not what:
             return rule
-    near = [one for one in policy.runners if any(fnmatchcase(image_name, pattern) for pattern in one.images)]
-    who = f"rule {near[0].name!r} ({near[0].where}) is for others" if near else "no runner rule is for this image"
+        if step > nearest:
+            nearest, near = step, f"the nearest rule, {rule.name!r} ({rule.where}), {what}"
     where = f" in partition {partition}" if partition else ""
     raise RequestError(
-        f"{user} may not run {image_name!r:.80} by builder {builder.name!r}{where}: {who}",
+        f"{user} may not run {image_name!r:.80} by builder {builder.name!r} ({builder.where}){where}: {near}",
         hint=f"ask {policy.contact}",
         code="runner-not-allowed",
     )
+
+
+def _runner_refusal(
+    rule: Runner,
+    builder: Builder,
+    image_name: str,
+    user: str,
+    groups: Sequence[str],
+    account: str,
+    partition: str,
+    policy: Policy,
+) -> tuple[int, str]:
+    """(how far it got, what); the text is empty where the rule lets it pass."""
+    if not matches(rule.images, image_name):
+        return 0, "is for other images"
+    if rule.builders and builder.name not in rule.builders:
+        return 1, f"is for images by {_some(rule.builders)}"
+    if rule.partitions and partition not in rule.partitions:
+        return 2, f"is for {_some(rule.partitions)} only, of the partitions"
+    if rule.users and "*" not in rule.users and user not in rule.users:
+        return 3, "is for other users"
+    if rule.groups and set(rule.groups).isdisjoint(groups):
+        return 4, f"is for {_some(rule.groups)} only, of the unix groups"
+    if rule.accounts and account not in rule.accounts:
+        return 5, f"is for {_some(rule.accounts)} only, of the accounts of the batch system"
+    if rule.fqan and not voms.has_any(rule.fqan, policy.voms, user=user, groups=groups):
+        return 6, f"is for {_some(rule.fqan)} only, by {policy.voms_mapfile or policy.voms_gridmapfile or 'no mapfile'}"
+    return 7, ""
+
+
+def _some(words: Sequence[str]) -> str:
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    return ", ".join(words[:3])[:200] + more

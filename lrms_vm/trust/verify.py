@@ -10,16 +10,27 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from cryptography import x509 as certificates
 
 from lrms_vm.errors import RequestError
 from lrms_vm.trust import cms, dgst, dn, rules, x509
-from lrms_vm.trust.policy import Block, Policy
+from lrms_vm.trust.policy_values import Block, Policy, Runner
 from lrms_vm.trust.tree import Tree
 from lrms_vm.trust.x509 import TrustAnchors
 
-__all__ = ["Claim", "Endorsement", "SignatureFiles", "TrustAnchors", "check_bytes", "check_claim", "named_signer"]
+__all__ = [
+    "Claim",
+    "Endorsement",
+    "SignatureFiles",
+    "TrustAnchors",
+    "check_bytes",
+    "check_claim",
+    "check_tree",
+    "has_tree",
+    "named_signer",
+]
 
 CLOCK_TOLERANCE = timedelta(minutes=5)  # between the signer's clock and ours
 DGST_DIGESTS = ("sha256", "sha384", "sha512", "sha1")  # suffixes of bare signatures
@@ -71,6 +82,8 @@ class Claim:
     tier: str | None = None  # its name; None: the rule has none
     shares: str = "all"  # of the host's directories: "none", "work_dir" or "all" that the site allows
     root: bool = False  # whether the job's user may become root inside the guest
+    runner_where: str | None = None  # file:line of the runner rule
+    audit: tuple[str, ...] = ()  # what builder rules that are only tried out would do, a sentence each: for the log
 
 
 @dataclass(frozen=True)
@@ -186,9 +199,6 @@ def _claim(
         issuer=dn.show(signer.issuer),
         rule=builder.name,
         rule_where=builder.where,
-        runner=runner.name if runner else None,
-        max_memory_mib=runner.max_memory_mib if runner else None,
-        network=runner.network if runner else None,
         valid_until=valid_until,
         signature=files.signature,
         certificate=signer,
@@ -198,7 +208,24 @@ def _claim(
         formats=tuple(one for one in builder.formats if one in policy.formats),
         max_virtual_bytes=policy.max_virtual_bytes,
         max_ratio=policy.max_ratio,
+        audit=rules.audited(signer, files.kind, algorithm, image_name, policy, at.date()),
+        **granted(runner),
     )
+
+
+def granted(runner: Runner | None) -> dict[str, Any]:
+    """The fields of a claim that say which rule lets the user run it, and what the guest may have. None: not asked."""
+    if runner is None:
+        return {"runner": None, "max_memory_mib": None, "network": None}
+    return {
+        "runner": runner.name,
+        "runner_where": runner.where,
+        "max_memory_mib": runner.max_memory_mib,
+        "network": runner.network,
+        "tier": runner.tier,
+        "shares": runner.shares,
+        "root": runner.root,
+    }
 
 
 def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
@@ -235,6 +262,28 @@ def check_bytes(claim: Claim, *, digests: Mapping[str, bytes], size_bytes: int) 
             code="image-blocked",
         )
     return Endorsement(signer=claim.signer, issuer=claim.issuer, rule=claim.rule, sha256=sha256)
+
+
+def has_tree(claim: Claim) -> bool:
+    """Whether `check_tree` can decide: a tree of SHA-256, where SHA-256 is what this site's policy goes by."""
+    return claim.tree is not None and claim.size_bytes is not None and claim.digest_algorithm == "sha256"
+
+
+def check_tree(claim: Claim, *, root: bytes, size_bytes: int) -> Endorsement:
+    """The same by the image's size and chunk tree (trust/tree.py), as counted and hashed here on all cores.
+
+    The tree and the digests are in one signed list, so whoever signed vouches for each; and a tree with its size binds
+    the bytes as strongly as a sha256. The digests themselves are then the signer's word: good for saying what a file
+    is, and for the blocks, but no name to keep bytes under. The cache computes its own.
+    Only where `has_tree`. Raises `RequestError`.
+    """
+    if not has_tree(claim) or claim.tree is None:
+        raise ValueError("a claim without a tree to check by")
+    if claim.size_bytes == size_bytes and not hmac.compare_digest(root, claim.tree.root):
+        raise _differs(
+            f"the root of their tree is {root.hex()[:16]}..., {claim.signer} signed {claim.tree.root.hex()[:16]}..."
+        )
+    return check_bytes(claim, digests=claim.signed_digests, size_bytes=size_bytes)
 
 
 def _differs(what: str) -> RequestError:

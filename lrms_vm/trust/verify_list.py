@@ -15,7 +15,7 @@ from cryptography import x509 as certificates
 from lrms_vm.errors import RequestError
 from lrms_vm.trust import cms, digests, dn, imagelist, list_rules, rules, smime, strict_json, verify, x509
 from lrms_vm.trust.imagelist import ImageList, ListedImage
-from lrms_vm.trust.policy import Policy
+from lrms_vm.trust.policy_values import Policy
 from lrms_vm.trust.verify import Claim
 from lrms_vm.trust.x509 import TrustAnchors
 
@@ -186,9 +186,6 @@ def _claimed(
         issuer=dn.show(signed.signer.issuer),
         rule=builder.name,
         rule_where=builder.where,
-        runner=runner.name if runner else None,
-        max_memory_mib=runner.max_memory_mib if runner else None,
-        network=runner.network if runner else None,
         valid_until=min(ends),
         signature=b"",
         certificate=signed.signer,
@@ -205,6 +202,8 @@ def _claimed(
         image_version=image.version,
         list_identifier=signed.content.identifier,
         list_version=signed.content.version,
+        audit=rules.audited(signed.signer, "list", signed.digest_algorithm, image.name, policy, at.date()),
+        **verify.granted(runner),
     )
 
 

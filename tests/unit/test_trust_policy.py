@@ -7,7 +7,7 @@ from datetime import date
 import pytest
 
 from lrms_vm.errors import ConfigError
-from lrms_vm.trust.policy import Policy, parse_policy
+from lrms_vm.trust.policy import Policy, Tier, parse_policy
 
 BUILDER = """
 [[builder]]
@@ -37,7 +37,7 @@ def problems(text: str) -> str:
 
 
 def test_what_a_file_does_not_say_is_strict() -> None:
-    assert parsed("") == Policy(source="trust.toml")
+    assert parsed("") == Policy(source="trust.toml", defaults_where="trust.toml")
     found = parsed(BUILDER).builders[0]
     assert (found.signatures, found.formats, found.allow_sha1_until) == (("list", "cms"), ("raw",), None)
 
@@ -48,7 +48,11 @@ def test_every_key_of_the_documentation_is_read() -> None:
 [defaults]
 action = "deny"
 ca_dir = "/etc/grid-security/certificates"
-crl = "require"
+crl = "if-present"
+crl_grace = "6h"
+s0_max_age = "7d"
+voms_mapfile = "/etc/grid-security/groupmapfile"
+voms_gridmapfile = "/etc/grid-security/voms-grid-mapfile"
 namespaces = "if-present"
 min_rsa = 3072
 digests = ["sha512"]
@@ -59,6 +63,12 @@ max_ratio = 100
 formats = ["raw"]
 proxy_signers = "never"
 contact = "grid@example.org"
+[tiers.sealed]
+[tiers.open]
+network = "any"
+max_mem = "1.5GiB"
+shares = "all"
+root = false
 [[builder]]
 name = "atlas-endorser"
 issuer = "CN=TestGrid CA,DC=TestGrid,DC=org"
@@ -83,6 +93,16 @@ max_mem = "16GiB"
 network = "nat"
 extra_disks = false
 cloud_init = "site-only"
+[[runner]]
+name = "atlas-others"
+users = ["*"]
+images = ["atlas/*"]
+tier = "open"
+[[runner]]
+name = "everybody"
+users = ["*"]
+images = ["*"]
+tier = "sealed"
 [[block]]
 spki_sha256 = "HEX"
 reason = "CVE-2026-1"
@@ -101,7 +121,18 @@ below_version = 42
     assert (found.max_image_bytes, found.max_list_age_s) == (64 << 30, 35 * 86400)
     builder, runner, blocks = found.builders[0], found.runners[0], found.blocks
     assert builder.allow_sha1_until == date(2027, 1, 31)
-    assert (builder.where, runner.where) == ("trust.toml:17", "trust.toml:28")
+    assert (found.crl, found.crl_grace_s, found.s0_max_age_s) == ("if-present", 6 * 3600, 7 * 86400)
+    assert found.voms_mapfile == "/etc/grid-security/groupmapfile"
+    assert found.tiers == (
+        Tier("sealed", "none", None, "work_dir", False, "trust.toml:21"),
+        Tier("open", None, 1536, "all", False, "trust.toml:22"),
+    )
+    assert [(one.tier, one.network, one.max_memory_mib, one.shares, one.root) for one in found.runners] == [
+        (None, "nat", 16384, "all", False),
+        ("open", None, 1536, "all", False),
+        ("sealed", "none", None, "work_dir", False),
+    ]
+    assert (builder.where, runner.where) == ("trust.toml:27", "trust.toml:38")
     assert [frozenset({("2.5.4.3", "Alice, Example")})] == [builder.subject[-2]]
     assert (runner.max_memory_mib, runner.network) == (16384, "nat")
     assert (blocks[0].until, blocks[1].below_version) == (date(2027, 1, 1), "42")
@@ -113,7 +144,23 @@ below_version = 42
         ("[defaults]\nverify-image-lists = true", "unknown key"),
         ("[default]\ncrl = 'require'", "unknown key"),
         ("[defaults]\ncrl = 'ignore'", "crl: 'ignore' is not supported"),
-        ("[defaults]\ncrl = 'if-present'", "not supported"),
+        ("[defaults]\ncrl_grace = '31d'", "crl_grace: '31d' is too long; at most 30d"),
+        ("[defaults]\nmax_list_age = '99999d'", "too long"),
+        ("[defaults]\nvoms_mapfile = 'groupmapfile'", "absolute"),
+        ("[tiers]\nopen = 1", "[tiers.NAME]"),
+        ("[tiers.open]\nnetwork = 'all'", "line 2, tiers.open network: expected none, nat, any or bridge:NAME"),
+        ("[tiers.open]\nshares = 'home'", "none or work_dir or all"),
+        ("[tiers.open]\nroot = 'yes'", "true or false"),
+        ("[tiers.open]\nroot = true", "not supported"),
+        ("[tiers.open]\nmax_mem = '0'", "no memory"),
+        ("[tiers.open]\nmemory = '1G'", "unknown key"),
+        ('[tiers."\\u202eopen"]\nshares = "all"', "plain name"),
+        (RUNNER + "tier = 'open'", "no [tiers.open]"),
+        ("[tiers.open]" + RUNNER + "tier = 'open'\nnetwork = 'nat'", "the tier's to say"),
+        (RUNNER + "max_mem = '1K'", "no memory"),
+        (RUNNER + "fqan = ['atlas']", "expected e.g. /atlas/Role=production"),
+        (RUNNER + "fqan = ['/*']", "expected e.g."),
+        (RUNNER + "fqan = ['/DC=org/CN=Alice']", "expected e.g."),
         ("[defaults]\naction = 'allow'", "action"),
         ("[defaults]\nproxy_signers = 'full'", "proxy_signers"),
         ("[defaults]\nnamespaces = 'no'", "namespaces"),
@@ -130,7 +177,7 @@ below_version = 42
         ("[builder]\nname = 'x'", "[[builder]]"),
         ("[[builder]]\nname = 'x'", "issuer: missing"),
         (BUILDER + "signatures = ['pgp']", "pgp"),
-        (BUILDER + "audit = true", "audit"),
+        (BUILDER + "audit = 1", "line 3, [[builder]] 1 audit: expected true or false"),
         (BUILDER + "allow_sha1_until = '2027-01-31'", "dgst"),
         (BUILDER + "signatures = ['dgst']\nallow_sha1_until = 'soon'", "date"),
         (BUILDER + "signatures = ['dgst']\nallow_sha1_until = '2027-02-31'", "date"),
@@ -167,7 +214,18 @@ def test_the_version_is_required(text: bytes) -> None:
         parse_policy(text, source="trust.toml")
 
 
-@pytest.mark.parametrize("text", [b"\xff", b"= 1", b"[", b"a = " + b"[" * 5000, b"#" * (2 << 20), b"a = 1\na = 2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff",
+        b"= 1",
+        b"[",
+        b"a = " + b"[" * 5000,
+        b"#" * (2 << 20),
+        b"a = 1\na = 2",
+        b"version" + b".a" * 20_000 + b" = 1",
+    ],
+)
 def test_what_is_not_toml_is_a_configuration_error(text: bytes) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_policy(text, source="trust.toml")
