@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -19,12 +20,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from lrms_vm.errors import RequestError, UsageError
-from lrms_vm.hashing import hash_fd
+from lrms_vm.hashing import Leaves, hash_fd, tree_of_fd
 from lrms_vm.store import write_durably
-from lrms_vm.trust import cms, dgst, digests, dn
+from lrms_vm.trust import cms, dgst, digests, dn, verify
+from lrms_vm.trust.verify import Claim, Endorsement
 from lrms_vm.trust.x509 import MALFORMED, MAX_CHAIN, check_signer, parse_chain
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+Progress = Callable[[int], None]  # told the bytes done, now and then
+Found = TypeVar("Found")
 MIN_RSA_BITS = 2048
 
 _DER = serialization.Encoding.DER
@@ -93,12 +97,14 @@ def default_digest(signer: Signer) -> str:
     return "sha512" if isinstance(signer.key, ed25519.Ed25519PrivateKey) else "sha256"
 
 
-def sign_image(image: Path, signer: Signer, *, form: str, digest: str, at: datetime) -> Signed:
+def sign_image(
+    image: Path, signer: Signer, *, form: str, digest: str, at: datetime, progress: Progress | None = None
+) -> Signed:
     """Hash, sign, check, write beside the image. `form` is "cms" or "dgst"; `digest` a strong algorithm's name.
 
     Raises `RequestError` (the image changed meanwhile), `UsageError` (no such image).
     """
-    found, size_bytes = hash_image(image, {digest})
+    found, size_bytes = hash_image(image, {digest}, progress=progress)
     if form == "cms":
         content = detached_cms(signer, found[digest], digest, at)
         parsed = cms.parse(content)
@@ -120,8 +126,32 @@ def sign_image(image: Path, signer: Signer, *, form: str, digest: str, at: datet
     return Signed(tuple(files), digest, found[digest], size_bytes, dn.show(signer.certificate.subject))
 
 
-def hash_image(image: Path, algorithms: set[str]) -> tuple[dict[str, bytes], int]:
+def check_image(image: Path, claim: Claim, *, progress: Progress | None = None) -> Endorsement:
+    """Whether a file is what a claim is about: by its chunk tree, on all cores, where one was signed; else by digests.
+
+    Raises `RequestError`, `UsageError`.
+    """
+    if verify.has_tree(claim) and claim.tree is not None:
+        chunk_bytes = claim.tree.chunk_bytes
+        found, size_bytes = _read(image, lambda fd, size: tree_of_fd(fd, size, chunk_bytes, progress=progress).root)
+        return verify.check_tree(claim, root=found, size_bytes=size_bytes)
+    digests, size_bytes = hash_image(
+        image, {"sha256", claim.digest_algorithm, *claim.signed_digests}, progress=progress
+    )
+    return verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
+
+
+def hash_image(image: Path, algorithms: set[str], *, progress: Progress | None = None) -> tuple[dict[str, bytes], int]:
     """Digests of the raw bytes, and how many. Raises `UsageError`, and `RequestError` if it changed meanwhile."""
+    return _read(image, lambda fd, size: hash_fd(fd, size, algorithms, progress=progress))
+
+
+def tree_of_image(image: Path, chunk_bytes: int, *, progress: Progress | None = None) -> tuple[Leaves, int]:
+    """The chunk tree of the raw bytes, and how many. Raises as `hash_image`."""
+    return _read(image, lambda fd, size: tree_of_fd(fd, size, chunk_bytes, progress=progress))
+
+
+def _read(image: Path, read: Callable[[int, int], Found]) -> tuple[Found, int]:
     try:
         fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -132,7 +162,7 @@ def hash_image(image: Path, algorithms: set[str]) -> tuple[dict[str, bytes], int
             raise UsageError(f"{image}: not a regular file", code="image-unreadable")
         if before.st_size == 0:
             raise RequestError(f"{image}: an image of no bytes", code="signed-nothing")
-        found = hash_fd(fd, before.st_size, algorithms)
+        found = read(fd, before.st_size)
         after = os.fstat(fd)
     except OSError as error:
         raise UsageError(f"{image}: cannot read the image: {error.strerror}", code="image-unreadable") from error
