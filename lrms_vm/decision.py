@@ -52,7 +52,7 @@ class JobDecision:
     @property
     def bare_max_age_s(self) -> int:
         """How long a bare signature counts once it was seen."""
-        return int(getattr(self._site.policy, "s0_max_age_s", 30 * 86400))
+        return self._site.policy.s0_max_age_s
 
     def claim(self, files: SignatureFiles, name: str) -> Claim:
         start = time.monotonic()

@@ -45,11 +45,12 @@ class Lists:
 
         Raises `RequestError` (what the trust core says of it, "image-withdrawn", "image-superseded"), `ConfigError`
         "image-ambiguous" where two lists have it and both count, `SiteError` where a list that might have it cannot be
-        had.
+        had, or the clock is back.
         """
         if not self._subscriptions:
             return None
         trust_state.prepare(self.refresher.places)
+        trust_state.check_clock(self.refresher.places, self._decide.at)
         for one in self._subscriptions.values():
             self._freshen(one, reference)
         found, refusals = self._looked(reference)

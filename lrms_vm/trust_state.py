@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 MAX_BYTES = 2 << 20
 LOCK_TIMEOUT_S = 10.0
 CLOCK_EVERY = timedelta(hours=1)  # how far the kept mark may lie behind: each job would cost a disk its flush
-BARE_MAX_AGE_S = 30 * 86400  # where the policy does not say
 _DIGEST = re.compile(r"(sha1|sha256|sha384|sha512)[-:]([0-9a-f]{40,128})", re.ASCII)
 
 

@@ -29,6 +29,7 @@ class FakeClaim:
     max_virtual_bytes: int = 1 << 30
     max_ratio: int = 100
     virtual_size_bytes: int | None = None
+    size_bytes: int | None = None
     kind: str = "cms"
     signed_digests: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -51,10 +52,7 @@ class FakeDecide:
     formats: tuple[str, ...] = ("raw",)
     seen: list[Any] = field(default_factory=list)
     bare_max_age_s: int = 30 * 86400
-
-    @property
-    def at(self) -> datetime:
-        return datetime.now(UTC)
+    at: datetime = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
     def claim(self, files: Any, name: str) -> Any:
         self.seen.append(files)
