@@ -143,7 +143,7 @@ def read_ratchet(data: bytes, *, source: str) -> Ratchet:
             lists[key] = Seen(_matching(one["version"], VERSION), content_sha256, _time(one["created"]))
         return Ratchet(lists)
     except sealed_json.UNREADABLE as error:
-        raise sealed_json.damaged(source, error, "ratchet-damaged") from error
+        raise sealed_json.damaged(source, error, code="ratchet-damaged") from error
 
 
 def write_clock(mark: ClockMark) -> bytes:
@@ -157,7 +157,7 @@ def read_clock(data: bytes, *, source: str) -> ClockMark:
         state = sealed_json.read(data, source=source)
         return ClockMark(_time(state["at"]), None if state["leap"] is None else _time(state["leap"]))
     except sealed_json.UNREADABLE as error:
-        raise sealed_json.damaged(source, error, "clock-damaged") from error
+        raise sealed_json.damaged(source, error, code="clock-damaged") from error
 
 
 def _matching(value: Any, pattern: re.Pattern[str]) -> str:

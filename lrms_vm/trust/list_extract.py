@@ -61,7 +61,7 @@ def read_extract(data: bytes, *, source: str) -> tuple[SignedList, ListedImage]:
     try:
         return _extract(sealed_json.read(data, source=source), source)
     except sealed_json.UNREADABLE as error:
-        raise sealed_json.damaged(source, error, "extract-damaged") from error
+        raise sealed_json.damaged(source, error, code="extract-damaged") from error
 
 
 def _extract(state: Any, source: str) -> tuple[SignedList, ListedImage]:

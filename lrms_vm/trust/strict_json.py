@@ -74,24 +74,24 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise _DefectError(f"key {twice!r:.80} is there twice", "json-duplicate-key")
+        raise _DefectError(f"key {twice!r:.80} is there twice", code="json-duplicate-key")
     return found
 
 
 def _integer(text: str) -> int:
     if len(text) > _MAX_NUMBER_CHARS or abs(found := int(text)) > MAX_INTEGER:
-        raise _DefectError(f"number {text:.40} is out of range", "json-number")
+        raise _DefectError(f"number {text:.40} is out of range", code="json-number")
     return found
 
 
 def _float(text: str) -> float:
     if len(text) > _MAX_NUMBER_CHARS or not abs(found := float(text)) <= _MAX_FLOAT:
-        raise _DefectError(f"number {text:.40} is out of range", "json-number")
+        raise _DefectError(f"number {text:.40} is out of range", code="json-number")
     return found
 
 
 def _constant(text: str) -> NoReturn:
-    raise _DefectError(f"{text} is not a number in JSON", "json-number")
+    raise _DefectError(f"{text} is not a number in JSON", code="json-number")
 
 
 _DECODER = json.JSONDecoder(

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
     *(ROOT / "lrms_vm" / "trust").glob("*.py"),
-    *(ROOT / "lrms_vm" / one for one in ("anchors.py", "signing.py")),
+    *(ROOT / "lrms_vm" / one for one in ("anchors.py", "signing.py", "signing_list.py", "cli/image_sign_list.py")),
 ]
 SOURCES.append(ROOT / "lrms_vm" / "cli" / "image_trust.py")
 # codes are passed as code="...", in tables as ("...", "a sentence"), or as the second of three
