@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lrms_vm import trust_state
+from lrms_vm import store, trust_state
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError, UsageError
 from lrms_vm.paths import Places
 from lrms_vm.trust.freshness import ClockMark, Ratchet, Seen
 from lrms_vm.trust.verify import Claim
-from tests.cache_fakes import places_at
+from tests.cache_fakes import IMAGE, FakeDecide, FakeEndorsement, acquire, leftovers, places_at, served
 from tests.lists import ALICE, BOB, NOW
 
 DIGEST = bytes(range(20))
@@ -174,3 +175,41 @@ def test_a_link_in_place_of_our_directory_is_refused(places: Places, name: str) 
     (places.state_dir / name).symlink_to("moved")
     with pytest.raises(NodeError):
         trust_state.prepare(places)
+
+
+# --- through the cache -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BareDecide(FakeDecide):
+    """Every image has a bare signature by Alice."""
+
+    def claim(self, files: Any, name: str) -> Any:
+        found = super().claim(files, name)
+        return replace(claim(), digest_algorithm=found.digest_algorithm, signed_digest=found.signed_digest)
+
+    def bytes(self, claim: Any, digests: Any, size_bytes: int) -> Any:
+        assert digests[claim.digest_algorithm] == claim.signed_digest
+        return FakeEndorsement(digests["sha256"].hex())
+
+
+def test_the_cache_holds_bare_signatures_to_their_bytes_and_their_age_warm_and_cold(places: Places) -> None:
+    image = acquire(places, served(algorithm="sha1"), decide=BareDecide())
+    ((digest, pinned, _),) = trust_state.bare_signatures(places)
+    assert pinned == image.sha256 and digest.startswith("sha1:")
+    acquire(places, served(algorithm="sha1"), decide=BareDecide())
+    aged = BareDecide(at=NOW + timedelta(days=31))
+    assert code_of(lambda: acquire(places, served(algorithm="sha1"), decide=aged)) == "signature-aged"
+
+
+def test_a_twin_never_gets_into_the_cache(places: Places) -> None:
+    sha1 = hashlib.sha1(IMAGE, usedforsecurity=False).digest()
+    first = replace(claim(), signed_digest=sha1)
+    trust_state.check_bare(places, first, FIRST, sha1, at=NOW, max_age_s=DAY_S)
+    assert code_of(lambda: acquire(places, served(algorithm="sha1"), decide=BareDecide())) == "twin-refused"
+    assert list(store.stored(places)) == [] and leftovers(places) == []
+
+
+def test_signatures_that_bind_more_are_not_remembered(places: Places) -> None:
+    acquire(places, served())
+    assert trust_state.bare_signatures(places) == []
