@@ -33,7 +33,7 @@ from lrms_vm.trust.verify_list import SignedList
 
 MAX_BYTES = 2 << 20  # of a signed message: 1 MiB of list, its signature and certificates
 ASK_TIMEOUT_S = 5.0  # how long a server may take where there is a good copy
-FETCH_TIMEOUT_S = 60.0  # and where there is none
+FETCH_TIMEOUT_S = 30.0  # and where there is none
 DOWN_S = 10.0  # how long a server that did not answer is left alone
 
 

@@ -77,11 +77,9 @@ class Lists:
         return None
 
     def _freshen(self, one: Subscription, reference: ImageReference) -> None:
-        """Ask for a list that we do not have; and, where it has the image, for one that is older than it may be."""
+        """Ask for a list that has the image, where our copy is older than it may be. The others are left alone."""
         copy = self.refresher.copy(one.name)
-        if copy is None:
-            self._try_refresh(one, soon=False)
-        elif _rows(copy, reference) and abs(time.time() - copy.answered_at) > one.refresh_s:
+        if copy is not None and _rows(copy, reference) and abs(time.time() - copy.answered_at) > one.refresh_s:
             failed_s = self.refresher.failed_s(one.name)
             if failed_s is None or failed_s > one.refresh_s:  # else let this job not wait for that server as well
                 self._try_refresh(one, soon=True)

@@ -430,3 +430,10 @@ def test_an_outline_is_what_the_copies_say(site: Site) -> None:
     site.find("atlas/sim")
     found = outline(reference, site.subscriptions, site.places)
     assert found is not None and found.version == "1.2.3"
+
+
+def test_jobs_of_one_list_do_not_wait_for_anothers_server(site: Site) -> None:
+    site.find("atlas/sim")
+    site.subscriptions["dead"] = Subscription("dead", "https://dead.example.org/list")
+    assert site.find("atlas/sim") is not None
+    assert "https://dead.example.org/list" not in site.server.log
