@@ -49,7 +49,6 @@ class Lists:
         """
         if not self._subscriptions:
             return None
-        trust_state.prepare(self.refresher.places)
         trust_state.check_clock(self.refresher.places, self._decide.at)
         for one in self._subscriptions.values():
             self._freshen(one, reference)

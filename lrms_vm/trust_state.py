@@ -18,6 +18,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,24 +104,35 @@ def read_clock(places: Places) -> ClockMark | None:
         raise _recoverable(error, "lrms-vm trust reset clock") from error
 
 
-def check_clock(places: Places, at: datetime) -> ClockMark:
-    """The mark to keep once everything else has passed too. Raises `SiteError` "clock-behind", "clock-damaged"."""
+@dataclass(frozen=True)
+class ClockChecked:
+    """What is kept, and what may be kept once everything else has passed too."""
+
+    kept: ClockMark | None
+    mark: ClockMark
+
+
+def check_clock(places: Places, at: datetime) -> ClockChecked:
+    """Raises `SiteError` "clock-behind", "clock-damaged"."""
     from lrms_vm.trust import freshness
 
     try:
-        return freshness.check_clock(read_clock(places), at)
+        kept = read_clock(places)
+        return ClockChecked(kept, freshness.check_clock(kept, at))
     except SiteError as error:
         raise error if error.code != "clock-behind" else _recoverable(error, "lrms-vm trust reset clock") from error
 
 
-def keep_clock(places: Places, mark: ClockMark) -> None:
-    """Durably, where it says much more than what is kept. Raises `NodeError`."""
+def keep_clock(places: Places, checked: ClockChecked) -> None:
+    """Durably, where it says much more than what is kept. Raises `NodeError`.
+
+    Two jobs may keep theirs at once, in either order: both are of the same moment.
+    """
     from lrms_vm.trust import freshness
 
-    kept = read_clock(places)
-    if kept is not None and kept.leap == mark.leap and mark.at < kept.at + CLOCK_EVERY:
-        return
-    _write(_clock(places), freshness.write_clock(mark))
+    kept, mark = checked.kept, checked.mark
+    if kept is None or kept.leap != mark.leap or mark.at >= kept.at + CLOCK_EVERY:
+        _write(_clock(places), freshness.write_clock(mark))
 
 
 def check_bare(places: Places, claim: Claim, sha256: str, digest: bytes, *, at: datetime, max_age_s: int) -> None:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from lrms_vm import trust_state
 from lrms_vm.cli import main
 from lrms_vm.config import Subscription
 from lrms_vm.decision import Decision, JobDecision
 from lrms_vm.list_refresh import Refresher
 from lrms_vm.paths import Places
-from lrms_vm.trust.freshness import ClockMark
 from tests.cache_fakes import FakeFetch, acquire, places_at, served
 from tests.lists import ALICE, ALICE_DN, ANCHORS, LIST, NOW, image, payload, policy, sign
 
@@ -87,7 +85,6 @@ def test_recovery_is_typed_with_a_reason_and_shown_afterwards(
 ) -> None:
     places = places_at(tmp_path)
     accept(places, image())
-    trust_state.keep_clock(places, ClockMark(NOW))
     with pytest.raises(SystemExit) as caught:
         run(config, "trust", "reset", "ratchet", "atlas")
     assert caught.value.code == 64

@@ -13,6 +13,7 @@ from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError, Usag
 from lrms_vm.paths import Places
 from lrms_vm.trust.freshness import ClockMark, Ratchet, Seen
 from lrms_vm.trust.verify import Claim
+from lrms_vm.trust_state import ClockChecked
 from tests.cache_fakes import IMAGE, FakeDecide, FakeEndorsement, acquire, leftovers, places_at, served
 from tests.lists import ALICE, BOB, NOW
 
@@ -53,7 +54,7 @@ def test_what_is_missing_is_fresh(tmp_path: Path) -> None:
     places = places_at(tmp_path)
     assert trust_state.read_ratchet(places) == Ratchet()
     assert trust_state.read_clock(places) is None
-    assert trust_state.check_clock(places, NOW) == ClockMark(NOW)
+    assert trust_state.check_clock(places, NOW).mark == ClockMark(NOW)
     assert trust_state.history(places) == [] and trust_state.bare_signatures(places) == []
 
 
@@ -106,13 +107,13 @@ def test_the_clocks_mark_is_kept_now_and_then(places: Places) -> None:
 
 
 def test_a_clock_that_is_back_is_refused_until_an_administrator_says_so(places: Places) -> None:
-    trust_state.keep_clock(places, ClockMark(NOW))
+    trust_state.keep_clock(places, ClockChecked(None, ClockMark(NOW)))
     back = NOW - timedelta(days=365)
     with pytest.raises(SiteError, match="lrms-vm trust reset clock --reason") as caught:
         trust_state.check_clock(places, back)
     assert caught.value.code == "clock-behind"
     trust_state.reset_clock(places, reason="it was a year ahead", at=back)
-    assert trust_state.check_clock(places, back) == ClockMark(back)
+    assert trust_state.check_clock(places, back).mark == ClockMark(back)
 
 
 def test_a_ratchet_can_be_forgotten_list_by_list(places: Places) -> None:
@@ -127,7 +128,7 @@ def test_a_ratchet_can_be_forgotten_list_by_list(places: Places) -> None:
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b"[" * 5000, b'{"format": 1, "sha256": "x", "state": "{}"}'])
 def test_damage_stops_what_relies_on_it_names_its_remedy_and_is_recovered(places: Places, damage: bytes) -> None:
     trust_state.keep_ratchet(places, RATCHET)
-    trust_state.keep_clock(places, ClockMark(NOW))
+    trust_state.keep_clock(places, ClockChecked(None, ClockMark(NOW)))
     check(places)
     for path in (places.trust / "ratchet.json", places.trust / "clock.json", *(places.trust / "bare").iterdir()):
         path.write_bytes(damage)
