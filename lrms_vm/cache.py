@@ -7,8 +7,6 @@ arrival; decide; make it read-only; prove that nobody can still write to it; nam
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lrms_vm import lease as leasing
 from lrms_vm import sidefiles, store, trust_state
+from lrms_vm.admission import NO_ROOM, Admission, disk_full, vo_of
 from lrms_vm.convert import as_raw
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError
 from lrms_vm.fetch import Fetcher
@@ -77,6 +76,7 @@ class _Job:
     deadline: float
     progress: Callable[[int], None] | None
     step: Callable[[str], None]
+    admission: Admission
 
 
 def acquire(
@@ -90,14 +90,18 @@ def acquire(
     deadline: float,
     progress: Callable[[int], None] | None = None,
     step: Callable[[str], None] | None = None,
+    admission: Admission | None = None,
 ) -> VerifiedImage:
     """Return the image, in the cache, held for the job `lease` until `release`.
 
     `deadline` is a `time.monotonic()` value; `progress` is told the bytes received so far; `step` is told each step's
-    name as it is reached (the crash tests end the process there). Safe to call twice for one job.
+    name as it is reached (the crash tests end the process there); `admission` is for this acquire alone, and sees to it
+    that there is room, by default within the default limits. Safe to call twice for one job.
     Raises `RequestError` (not signed, refused, bytes differ), `SiteError` (server), `NodeError` (this disk).
     """
-    job = _Job(entry, places, lease, decide, fetch, max_image_bytes, deadline, progress, step or (lambda _: None))
+    admission = admission or Admission()
+    progress, step = admission.watching(progress), step or (lambda _: None)
+    job = _Job(entry, places, lease, decide, fetch, max_image_bytes, deadline, progress, step, admission)
     try:
         store.prepare(places)
         trust_state.prepare(places)
@@ -111,7 +115,10 @@ def acquire(
 
 
 def release(places: Places, lease: str) -> None:
-    """The job no longer needs its image. Safe to call twice. Raises `NodeError`."""
+    """The job no longer needs its image, and used it until now. Safe to call twice. Raises `NodeError`."""
+    sha256 = leasing.held_by(places, lease)
+    if sha256:
+        store.used(places, sha256)
     leasing.release(places, lease)
 
 
@@ -142,19 +149,30 @@ def _warm(job: _Job, key: str, claim: Claim) -> VerifiedImage | None:
     except LrmsVmError:
         leasing.release(job.places, job.lease)
         raise
-    with contextlib.suppress(OSError):  # only the order of eviction suffers
-        os.utime(store.entry_dir(job.places, found.stored) / "meta.json")
+    store.used(job.places, found.stored)
     return image
 
 
 def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
-    with store.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline):
+    ready: list[VerifiedImage] = []
+
+    def there() -> bool:
+        """While another fetches: what it has published needs no lock to be used."""
+        ready.extend(image for image in [_warm(job, key, claim)] if image is not None)
+        return bool(ready)
+
+    with store.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline, instead=there) as held:
+        if not held:
+            return ready[0]
         job.step("locked")
         found = sidefiles.reference(job.places, key)
         if found is not None:
             _prove(job, found, claim)
         image = _warm(job, key, claim)
-        return image if image is not None else _received(job, key, claim)
+        if image is not None:
+            return image
+        job.admission.admit(job.places, job.entry, at_most_bytes=claim.size_bytes)
+        return job.admission.twice(lambda: _received(job, key, claim))
 
 
 def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
@@ -179,7 +197,9 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
             job.step("converted")
         store.refuse_writers(part / "image")
         job.step("synced")
-        meta = store.Meta(raw.digests, raw.stamp, time.time(), job.entry.url)
+        meta = store.Meta(
+            raw.digests, raw.stamp, time.time(), job.entry.url, names=(job.entry.name,), vo=vo_of(job.entry)
+        )
         if vouched.sha256 != image.sha256:
             meta = meta.with_origins([vouched])
         store.write_meta(part, meta)
@@ -201,7 +221,7 @@ def _merged(places: Places, sha256: str, new: store.Meta) -> bool:
     if meta is None:
         store.quarantine(places, sha256)
         return False
-    meta = replace(meta, digests={**meta.digests, **new.digests}).with_origins(new.origins)
+    meta = replace(meta, digests={**meta.digests, **new.digests}).with_origins(new.origins).with_names(new.names)
     store.write_meta(store.entry_dir(places, sha256), meta)
     return True
 
@@ -271,11 +291,6 @@ def _decided(job: _Job, claim: Claim, vouched: store.Vouched, sha256: str, size_
 
 
 def _disk_error(places: Places, error: OSError) -> NodeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = os.statvfs(places.state_dir)
-        return NodeError(
-            f"{places.state_dir}: no space left ({free.f_bavail * free.f_frsize >> 20} MiB free)",
-            hint="lrms-vm cache prune --max-size",
-            code="disk-full",
-        )
+    if error.errno in NO_ROOM:
+        return disk_full(places)
     return NodeError(f"{error.filename or places.state_dir}: {error.strerror}", code="cache-unwritable")

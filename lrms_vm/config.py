@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lrms_vm.errors import ConfigError
+from lrms_vm.errors import ConfigError, UsageError
 from lrms_vm.image import ImageEntry
 from lrms_vm.paths import Places
+from lrms_vm.units import parse_size_bytes
+from lrms_vm.water_marks import Limits
 
 DEFAULT_PATH = Path("/etc/lrms_vm/lrms_vm.toml")
 MAX_BYTES = 1 << 20
@@ -72,6 +74,12 @@ class Config:
     spank_plugin: str = ""  # path of lrms_vm.so; the prologue makes sure that slurmd has loaded it. Empty: not checked
     image_places: tuple[str, ...] = ()  # prefixes of paths and URLs that a job may name directly
     contact: str = "your site's administrators"
+    cache_max: str = ""  # a size: what the node's images may take. Empty: what the disk gives beyond cache_reserve
+    cache_high_water: int = 90  # percent of that; from here on the least recently used go
+    cache_low_water: int = 70  # percent; until here
+    cache_reserve: str = ""  # a size: kept free for the jobs' disks. Empty: 2 % of the disk, 1 to 4 GiB, at most 20 %
+    state_dir_on_network: bool = False  # true: it is not on a disk of this node, but nobody else's all the same
+    cache_quota: Mapping[str, str] = field(default_factory=dict)  # by VO, a size: what its images may take
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     images: Mapping[str, ImageEntry] = field(default_factory=dict)
     lists: Mapping[str, Subscription] = field(default_factory=dict)
@@ -80,6 +88,14 @@ class Config:
     @property
     def places(self) -> Places:
         return Places(Path(self.state_dir), Path(self.run_dir))
+
+    @property
+    def limits(self) -> Limits:
+        """What the cache may take. Raises `UsageError` for a size that `parse` would have refused."""
+        sizes = {where: parse_size_bytes(text, bare="", source=where) for where, text in _cache_sizes(self).items()}
+        by_vo = {vo: sizes[f"cache_quota.{vo}"] for vo in self.cache_quota}
+        quota, reserve = sizes.get("cache_max"), sizes.get("cache_reserve")
+        return Limits(quota, self.cache_high_water, self.cache_low_water, reserve, by_vo)
 
 
 def load(path: Path, *, must_be_root_owned: bool = True) -> Config:
@@ -94,9 +110,10 @@ def read_trusted(path: Path, *, must_be_root_owned: bool = True, max_bytes: int 
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = open(fd, "rb")  # noqa: SIM115 - closed below; a directory is refused here
     except OSError as error:
         raise ConfigError(f"{path}: cannot read: {error.strerror}", code="config-missing") from error
-    with open(fd, "rb") as file:
+    with file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
             raise ConfigError(f"{path}: not a regular file of at most {max_bytes} bytes", code="config-unsafe")
@@ -117,23 +134,24 @@ def parse(text: bytes, *, source: str) -> Config:
     """Pure: the file's bytes to a `Config`. Raises `ConfigError`."""
     try:
         table = tomllib.loads(text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{source}: not TOML: {error}", code="config-unreadable") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
+        raise ConfigError(f"{source}: not TOML: {str(error)[:200]}", code="config-unreadable") from error
     problems: list[str] = []
     if table.pop("version", None) != 1:
         problems.append("version: expected 1")
     kernels = _tables(table.pop("kernels", {}), "kernels", Kernel, problems)
     images = _tables(table.pop("images", {}), "images", ImageEntry, problems)
     lists = _tables(table.pop("lists", {}), "lists", Subscription, problems)
+    quota = _quotas(table.pop("cache_quota", {}), problems)
     values = _values(table, problems)
-    config = Config(**values, kernels=kernels, images=images, lists=lists, source=source)
+    config = Config(**values, kernels=kernels, images=images, lists=lists, cache_quota=quota, source=source)
     problems += _contradictions(config)
     if problems:
         raise ConfigError(f"{source}: " + "; ".join(problems), hint="see examples/lrms_vm.toml", code="config-invalid")
     return config
 
 
-_SETTINGS = {f.name: f for f in fields(Config) if f.name not in ("kernels", "images", "lists", "source")}
+_SETTINGS = {f.name: f for f in fields(Config) if f.name not in ("kernels", "images", "lists", "cache_quota", "source")}
 _NOT_IN_FILE = {"name", "listed"}  # of a table's kind: its header says the one, a signed list the other
 
 
@@ -185,6 +203,19 @@ def _tables(tables: Any, what: str, kind: Any, problems: list[str]) -> dict[str,
     return made
 
 
+def _quotas(table: Any, problems: list[str]) -> dict[str, str]:
+    if isinstance(table, dict) and all(isinstance(text, str) for text in table.values()):
+        return table
+    problems.append('cache_quota: expected a table of VO = size, e.g. atlas = "200G"')
+    return {}
+
+
+def _cache_sizes(config: Config) -> dict[str, str]:
+    """The sizes that are texts in the file, by key; those that are not said are left out."""
+    own = {key: getattr(config, key) for key in ("cache_max", "cache_reserve") if getattr(config, key)}
+    return {**own, **{f"cache_quota.{vo}": text for vo, text in config.cache_quota.items()}}
+
+
 def _contradictions(config: Config) -> list[str]:
     problems = []
     for key in ("state_dir", "run_dir", "policy", "scontrol"):
@@ -201,6 +232,16 @@ def _contradictions(config: Config) -> list[str]:
         for digest in (kernel.vmlinuz_sha256, kernel.initrd_sha256):
             if re.fullmatch("[0-9a-f]{64}", digest) is None:
                 problems.append(f"kernels.{name}: {digest[:20]!r} is not a sha256 in hex")
+    for where, text in _cache_sizes(config).items():
+        try:
+            parse_size_bytes(text, bare="", source=where[:60])
+        except UsageError as error:
+            problems.append(error.message)
+    if not config.cache_low_water <= config.cache_high_water <= 100:
+        problems.append(
+            f"cache_low_water, cache_high_water: expected at most 100 and the low one below, got "
+            f"{config.cache_low_water} and {config.cache_high_water}"
+        )
     for name, entry in config.images.items():
         problems += [_not_a_place(f"images.{name}.url", url) for url in entry.urls if not url.startswith(_PLACES)]
     for name, list_ in config.lists.items():

@@ -54,6 +54,14 @@ def release(places: Places, key: str) -> None:
         raise NodeError(f"{places.leases}/{key}: cannot remove: {error.strerror}", code="state-unwritable") from error
 
 
+def held_by(places: Places, key: str) -> str:
+    """The sha256 of the image that a job holds; "" where it holds none."""
+    try:
+        return _read(_path(places, key)).sha256
+    except OSError:
+        return ""
+
+
 def leases(places: Places) -> Iterator[Lease]:
     """Every lease there is. A damaged one counts as held by nobody of this boot (sha256 "")."""
     if not places.leases.is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lrms_vm import cache, channel, domain, journal, keys, overlay, provenance, seed, sidefiles, site_kernel
 from lrms_vm.account import Account, look_up
+from lrms_vm.admission import Admission
 from lrms_vm.command import remaining_s, spawn_detached
 from lrms_vm.config import Config
 from lrms_vm.decision import Decision, JobDecision
@@ -242,6 +243,7 @@ def _acquire(
             fetch=actors.fetch,
             max_image_bytes=actors.decision.max_image_bytes,
             deadline=deadline,
+            admission=Admission(config.limits, config.state_dir_on_network),
         )
     except (RequestError, SiteError) as error:
         named = {"name": request.image.text}
@@ -255,6 +257,8 @@ def _acquire(
     facts = provenance.facts(image, decide.limits, entry.version)
     record.note("verified", image=facts)
     journal.say("info", "verdict", provenance.line(allocation.key, account.name, facts))
+    for sentence in decide.limits.audit:
+        journal.say("info", "audit", f"{allocation.key}: {sentence}")
     return facts, image, decide.limits
 
 

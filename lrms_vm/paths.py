@@ -3,7 +3,8 @@
     state_dir  /var/lib/lrms_vm            0755 root      survives a reboot; a local disk
       store/sha256/ab/<hex>/               0755 root      verified images, see cache.py
       ingest/  locks/  leases/             0700 root      see cache.py
-      signatures/  quarantine/             0700 root      see sidefiles.py, store.py
+      signatures/  quarantine/  pins/      0700 root      see sidefiles.py, store.py, pins.py
+      scrub.json                           0600 root      where the scrub stopped, see scrub.py
       lists/<name>.list                    0644 root      subscribed image lists, see lists.py
       trust/                               0700 root      what must not go back, see trust_state.py
       kernels/<sha256>.json                0600 root      stamps of the site's kernels, see site_kernel.py
@@ -70,6 +71,14 @@ class Places:
     @property
     def quarantine(self) -> Path:
         return self.state_dir / "quarantine"
+
+    @property
+    def pins(self) -> Path:
+        return self.state_dir / "pins"
+
+    @property
+    def scrub(self) -> Path:
+        return self.state_dir / "scrub.json"
 
     @property
     def history(self) -> Path:

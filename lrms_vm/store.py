@@ -13,23 +13,28 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lrms_vm import lease as leasing
+from lrms_vm import pins as pinning
 from lrms_vm.errors import NodeError, SiteError
 from lrms_vm.hashing import ALGORITHMS
 from lrms_vm.paths import Places
 
 MAX_META_BYTES = 16 << 10
 MAX_ORIGINS = 16  # each takes at most 500 bytes of meta.json
+MAX_NAMES = 8  # each at most 200 bytes
 HIDDEN = "meta.hidden"  # what meta.json is called while an eviction looks at the leases
+WHY = "why.json"  # in what was put aside: what was found, and when
+MAX_QUARANTINED = 4
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
 _POLL_S = 0.05
 
@@ -58,6 +63,9 @@ class Meta:
     stored_at: float  # time.time()
     source: str
     origins: tuple[Vouched, ...] = ()  # what this raw disk was converted from, here; the newest last
+    names: tuple[str, ...] = ()  # by which it came; the newest last. For people: nothing is decided by them
+    vo: str = ""  # whose quota it counts to: that of the first job that brought it
+    verified_at: float = 0.0  # time.time() when all of it was last read and found right; 0: when it was stored
 
     @property
     def size_bytes(self) -> int:
@@ -70,14 +78,24 @@ class Meta:
 
     def with_origins(self, origins: Iterable[Vouched]) -> Meta:
         """Remember more of them; the newest `MAX_ORIGINS` are kept."""
-        known = {one.sha256: one for one in (*self.origins, *origins)}
+        known = {one.sha256: one for one in self.origins}
+        for one in origins:
+            before = known.pop(one.sha256, one)
+            known[one.sha256] = replace(one, digests={**before.digests, **one.digests})
         return replace(self, origins=tuple(known.values())[-MAX_ORIGINS:])
+
+    def with_names(self, names: Iterable[str]) -> Meta:
+        """Remember more of them; the newest `MAX_NAMES` are kept."""
+        return replace(self, names=tuple(dict.fromkeys((*self.names, *names)))[-MAX_NAMES:])
 
 
 def prepare(places: Places) -> None:
     """Make and check our directories: real directories, ours, writable by nobody else. Raises `NodeError`."""
     open_to_all = (places.state_dir, places.store, places.store / "sha256")
-    ours_only = (places.ingest, places.cache_locks, places.leases, places.signatures, places.quarantine)
+    ours_only = (
+        *(places.ingest, places.cache_locks, places.leases, places.signatures),
+        *(places.quarantine, places.pins),
+    )
     try:
         for path in (*open_to_all, *ours_only):
             with contextlib.suppress(FileExistsError):
@@ -143,6 +161,9 @@ def read_meta(directory: Path, name: str = "meta.json") -> Meta | None:
                 Vouched(_read_digests(one["digests"]), int(one["size"]), str(one["format"]))
                 for one in words.get("origins", [])
             ),
+            tuple(str(name) for name in words.get("names", []))[-MAX_NAMES:],
+            str(words.get("vo", "")),
+            float(words.get("verified_at", 0)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
@@ -156,7 +177,7 @@ def _read_digests(words: Any) -> dict[str, bytes]:
 
 
 def write_meta(directory: Path, meta: Meta) -> None:
-    """Atomically and durably, 0644. Raises `OSError`."""
+    """Atomically and durably, 0644. The file's time stays: it says when the image was last used. Raises `OSError`."""
     words: dict[str, Any] = {
         "version": 1,
         "digests": {name: digest.hex() for name, digest in meta.digests.items()},
@@ -169,7 +190,20 @@ def write_meta(directory: Path, meta: Meta) -> None:
             {"format": one.format, "size": one.size_bytes, "digests": {n: d.hex() for n, d in one.digests.items()}}
             for one in meta.origins
         ]
-    write_durably(directory / "meta.json", json.dumps(words).encode(), 0o644)
+    words |= {key: value for key in ("names", "vo", "verified_at") if (value := getattr(meta, key))}
+    path = directory / "meta.json"
+    used_ns = None
+    with contextlib.suppress(OSError):
+        used_ns = path.lstat().st_mtime_ns
+    write_durably(path, json.dumps(words).encode(), 0o644)
+    if used_ns is not None:
+        os.utime(path, ns=(used_ns, used_ns))
+
+
+def used(places: Places, sha256: str) -> None:
+    """The image is, or was until now, in use: it goes later. Only the order of eviction depends on it."""
+    with contextlib.suppress(OSError):
+        os.utime(entry_dir(places, sha256) / "meta.json")
 
 
 def write_durably(path: Path, text: bytes, mode: int = 0o600) -> None:
@@ -195,30 +229,60 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, deadline: float) -> Iterator[None]:
+def locked(path: Path, *, deadline: float, instead: Callable[[], bool] | None = None) -> Iterator[bool]:
     """Hold an exclusive flock; the file is never unlinked, so that all who wait wait for the same one.
 
-    Raises `SiteError` naming the holder when `deadline` passes.
+    While another holds it `instead` is asked now and then: as soon as that is true the wait ends without the lock,
+    and False is yielded. Raises `SiteError` naming the holder when `deadline` passes.
     """
+    fd, pause_s = _lock_file(path), _POLL_S / 8
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise NodeError(f"{path}: cannot open: {error.strerror}", code="state-unwritable") from error
-    try:
-        while not _try_lock(fd):
+        while not (held := _try_lock(fd)):
+            if instead is not None and instead():
+                break
             if time.monotonic() > deadline:
-                holder = os.pread(fd, 100, 0).decode("ascii", "replace").strip() or "unknown"
                 raise SiteError(
-                    f"{path.name}: another fetch of this image (process {holder}) has not ended in time",
+                    f"{path.name}: another fetch of this image ({_holder(fd)}) has not ended in time",
                     hint="try again later",
                     code="cache-busy",
                 )
-            time.sleep(_POLL_S)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S)
+        if held and not _is_at(fd, path):  # somebody removed it while we waited: others lock another file now
+            with locked(path, deadline=deadline, instead=instead) as held:
+                yield held
+            return
+        if held:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield held
     finally:
         os.close(fd)
+
+
+def _lock_file(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise NodeError(f"{path}: cannot open: {error.strerror}", code="state-unwritable") from error
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(fd: int) -> str:
+    """Who wrote its number into the lock file last, and whether it is one that will never go on by itself."""
+    pid = os.pread(fd, 100, 0).decode("ascii", "replace").strip()
+    if not pid.isdecimal():
+        return "process unknown"
+    with contextlib.suppress(OSError, IndexError):
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t"):
+            return f"process {pid}, which is stopped"
+    return f"process {pid}"
 
 
 @contextlib.contextmanager
@@ -266,27 +330,66 @@ def publish(places: Places, part: Path, sha256: str) -> None:
     sync_directory(target.parent.parent)
 
 
-def quarantine(places: Places, sha256: str) -> None:
-    """Take an entry out of service, keeping the newest for whoever wants to know. Caller holds `changing`."""
+def quarantine(places: Places, sha256: str, why: str = "its bytes are not the ones that its name says") -> None:
+    """Take an entry out of service, keeping it for whoever wants to know. Caller holds `changing`.
+
+    The newest `MAX_QUARANTINED` are kept. It says why, and when, in `why.json`.
+    """
     entry, target = entry_dir(places, sha256), places.quarantine / sha256
-    if os.path.lexists(entry):
-        shutil.rmtree(target, ignore_errors=True)
-        entry.rename(target)
+    if not os.path.lexists(entry):
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    entry.rename(target)
+    with contextlib.suppress(OSError):  # a full or dying disk: that it is out of service is what matters
+        write_durably(target / WHY, json.dumps({"why": why[:500], "at": time.time()}).encode())
+    for path in quarantined(places)[MAX_QUARANTINED:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def quarantined(places: Places) -> list[Path]:
+    """What is put aside, the newest first. Raises `OSError`."""
+    return sorted(places.quarantine.iterdir(), key=lambda path: -path.lstat().st_ctime_ns)
 
 
 def remove(places: Places, sha256: str) -> bool:
-    """Remove an entry unless a job holds it; True when it is gone. Caller holds `changing`. Raises `OSError`."""
-    directory = entry_dir(places, sha256)
-    with contextlib.suppress(FileNotFoundError):
-        (directory / "meta.json").rename(directory / HIDDEN)
-    if sha256 in {lease.sha256 for lease in leasing.leases(places)}:
-        show(directory)
-        return False
-    trash = places.ingest / f"{sha256}.trash"
-    shutil.rmtree(trash, ignore_errors=True)
-    directory.rename(trash)
-    shutil.rmtree(trash)
-    return True
+    """Remove an entry unless a job holds it or it is pinned; True when it is gone. Caller holds `changing`.
+
+    Raises `OSError`.
+    """
+    with retired(places, [sha256]) as trash:
+        return bool(trash)
+
+
+@contextlib.contextmanager
+def retired(places: Places, digests: Iterable[str]) -> Iterator[list[str]]:
+    """Take those entries out of the store that no job holds and nobody pinned; yield them; then remove their bytes.
+
+    Caller holds `changing` when this begins, and may let go of it inside. Raises `OSError`.
+    """
+    hidden = []
+    for sha256 in digests:
+        directory = entry_dir(places, sha256)
+        if os.path.lexists(directory):
+            with contextlib.suppress(FileNotFoundError):
+                (directory / "meta.json").rename(directory / HIDDEN)
+            hidden.append(sha256)
+    # Only now: whoever takes a lease from here on finds no meta.json, and gives it back.
+    stay = {lease.sha256 for lease in leasing.leases(places)} | {pin.sha256 for pin in pinning.pins(places)}
+    gone: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for sha256 in hidden:
+            directory = entry_dir(places, sha256)
+            if sha256 in stay:
+                show(directory)
+                continue
+            trash = places.ingest / f"{sha256}.{secrets.token_hex(4)}.trash"
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # so that no `clean` removes it under us
+            directory.rename(trash)
+            stack.callback(shutil.rmtree, trash, ignore_errors=True)
+            gone.append(sha256)
+        yield gone
 
 
 def show(directory: Path) -> None:

@@ -61,3 +61,17 @@ def parse_duration_s(text: str, *, source: str) -> int:
             code="duration-unreadable",
         )
     return int(match[1]) * _SECONDS_PER[match[2]]
+
+
+def size_text(size_bytes: int) -> str:
+    """For people: in the largest binary unit that is not below 1.
+
+    >>> size_text(21474836480), size_text(1023)
+    ('20.0 GiB', '1023 B')
+    """
+    value, unit = float(size_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.1f} {unit}" if unit in ("GiB", "TiB") else f"{value:.0f} {unit}"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lrms_vm import ingest, store
+from lrms_vm import ingest, pins, store
 from lrms_vm import lease as leasing
 from lrms_vm.errors import NodeError
 from lrms_vm.hashing import hash_fd
 from lrms_vm.paths import Places
+from lrms_vm.water_marks import Disk, Limits, Stored, plan
 
 LOCK_TIMEOUT_S = 30.0
 
@@ -30,6 +32,10 @@ class Entry:
     source: str
     held_by: tuple[str, ...]  # job keys
     sound: bool  # as it was left; otherwise it is read again before it is used
+    names: tuple[str, ...] = ()
+    vo: str = ""
+    verified_at: float = 0.0  # when all of it was last read
+    pinned: str | None = None  # the reason, which may be empty; None: not pinned
 
 
 def entries(places: Places) -> list[Entry]:
@@ -38,20 +44,26 @@ def entries(places: Places) -> list[Entry]:
     try:
         for lease in leasing.leases(places):
             holders.setdefault(lease.sha256, []).append(lease.key)
-        found = [_entry(places, sha256, tuple(holders.get(sha256, ()))) for sha256 in store.stored(places)]
+        reasons = {pin.sha256: pin.reason for pin in pins.pins(places)}
+        found = [
+            _entry(places, sha256, tuple(holders.get(sha256, ())), reasons.get(sha256))
+            for sha256 in store.stored(places)
+        ]
     except OSError as error:
         raise NodeError(f"{places.store}: cannot read: {error.strerror}", code="cache-unreadable") from error
     return sorted((e for e in found if e is not None), key=lambda e: -e.last_used_at)
 
 
-def _entry(places: Places, sha256: str, held_by: tuple[str, ...]) -> Entry | None:
+def _entry(places: Places, sha256: str, held_by: tuple[str, ...], pinned: str | None) -> Entry | None:
     directory = store.entry_dir(places, sha256)
     try:
         image = (directory / "image").lstat()
     except FileNotFoundError:
         return None
     meta = store.healthy(places, sha256)
-    used = (directory / "meta.json").lstat().st_mtime if meta is not None else 0.0
+    used = 0.0
+    with contextlib.suppress(FileNotFoundError):  # evicted while we look
+        used = (directory / "meta.json").lstat().st_mtime if meta is not None else 0.0
     return Entry(
         sha256=sha256,
         size_bytes=image.st_size,
@@ -61,6 +73,10 @@ def _entry(places: Places, sha256: str, held_by: tuple[str, ...]) -> Entry | Non
         source=meta.source if meta else "",
         held_by=held_by,
         sound=meta is not None,
+        names=meta.names if meta else (),
+        vo=meta.vo if meta else "",
+        verified_at=max(meta.verified_at, meta.stored_at) if meta else 0.0,
+        pinned=pinned,
     )
 
 
@@ -87,25 +103,73 @@ def clean(places: Places, *, live: Container[str] | None = None) -> list[str]:
 def evict(places: Places, max_bytes: int) -> list[str]:
     """Remove what is in quarantine, then the least recently used images, until at most `max_bytes` are taken.
 
-    An image that a job holds stays. Returns the sha256 of what was removed. Raises `NodeError`.
+    An image that a job holds or that is pinned stays. Returns the sha256 of what was removed. Raises `NodeError`.
     """
     store.prepare(places)
-    removed = []
+    sweep(places)
+    limits = Limits(quota_bytes=max_bytes, high_percent=100, low_percent=100, reserve_bytes=0)
+    unbounded = Disk(0, 1 << 62)
+    return remove(places, plan(stored(places), limits, unbounded, wanted_bytes=0).remove)
+
+
+def stored(places: Places) -> list[Stored]:
+    """Every stored image as making room sees it: as little is read as can be. Raises `NodeError`."""
     try:
-        with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
-            for path in places.quarantine.iterdir():
-                shutil.rmtree(path)
-            stored = entries(places)
-            taken = sum(entry.disk_bytes for entry in stored)
-            for entry in reversed(stored):
-                if taken <= max_bytes:
-                    break
-                if store.remove(places, entry.sha256):
-                    taken -= entry.disk_bytes
-                    removed.append(entry.sha256)
+        stay = {lease.sha256 for lease in leasing.leases(places)} | {pin.sha256 for pin in pins.pins(places)}
+        found = [_stored(store.entry_dir(places, sha256), sha256 in stay) for sha256 in store.stored(places)]
+    except OSError as error:
+        raise NodeError(f"{places.store}: cannot read: {error.strerror}", code="cache-unreadable") from error
+    return [one for one in found if one is not None]
+
+
+def _stored(directory: Path, stays: bool) -> Stored | None:
+    try:
+        disk_bytes = sum(path.lstat().st_blocks * 512 for path in directory.iterdir())
+    except FileNotFoundError:
+        return None  # evicted while we look
+    meta = store.read_meta(directory)
+    used_at = 0.0
+    with contextlib.suppress(FileNotFoundError):
+        used_at = (directory / "meta.json").lstat().st_mtime
+    return Stored(directory.name, disk_bytes, used_at, stays, meta.vo if meta is not None else "")
+
+
+def remove(places: Places, digests: Sequence[str]) -> list[str]:
+    """Remove those of the images that no job holds by now and nobody pinned; return which. Raises `NodeError`."""
+    if not digests:
+        return []
+    try:
+        with contextlib.ExitStack() as stack:
+            with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+                gone = stack.enter_context(store.retired(places, digests))
+            stack.close()  # their bytes go here, when nobody waits for the lock any more
+            return gone
     except OSError as error:
         raise NodeError(f"{error.filename}: cannot remove: {error.strerror}", code="cache-unwritable") from error
-    return removed
+
+
+def sweep(places: Places) -> bool:
+    """Remove what nobody will use: partials of dead processes, and what is in quarantine; True if there was any."""
+    try:
+        with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+            gone = ingest.remove_abandoned(places)
+            for path in places.quarantine.iterdir():
+                shutil.rmtree(path)
+                gone.append(path.name)
+    except OSError as error:
+        raise NodeError(f"{error.filename}: cannot remove: {error.strerror}", code="cache-unwritable") from error
+    return bool(gone)
+
+
+def other_bytes(places: Places) -> int:
+    """What the cache takes on disk besides stored images: partials and quarantine. Raises `NodeError`."""
+    total = 0
+    for root in (places.ingest, places.quarantine):
+        for where, _, names in os.walk(root):  # what goes away meanwhile is passed over
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(os.path.join(where, name)).st_blocks * 512
+    return total
 
 
 def verify(places: Places, sha256: str) -> bool:
@@ -122,8 +186,7 @@ def verify(places: Places, sha256: str) -> bool:
             return True  # evicted meanwhile: nothing wrong is left
         try:
             if proven is not None and good:
-                if meta is None or proven.stamp != meta.stamp:
-                    store.write_meta(directory, proven)
+                store.write_meta(directory, replace(proven, verified_at=time.time()))
             else:
                 store.quarantine(places, sha256)
         except OSError as error:
