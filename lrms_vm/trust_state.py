@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from lrms_vm.errors import NodeError, RequestError, SiteError, UsageError
 from lrms_vm.paths import Places
-from lrms_vm.store import locked as _locked
+from lrms_vm.locks import locked as _locked
 from lrms_vm.store import write_durably
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def keep_clock(places: Places, checked: ClockChecked) -> None:
 
     kept, mark = checked.kept, checked.mark
     if kept is None or kept.leap != mark.leap or mark.at >= kept.at + CLOCK_EVERY:
+        prepare(places)
         _write(_clock(places), freshness.write_clock(mark))
 
 
@@ -148,6 +149,7 @@ def check_bare(places: Places, claim: Claim, sha256: str, digest: bytes, *, at: 
     key = spki_sha256(claim.certificate)
     seen = _first_seen(path, sha256, key, at)
     if seen is None:
+        prepare(places)
         with locked(places):
             seen = _first_seen(path, sha256, key, at) or _remember(path, sha256, key, at)
     if at >= seen + timedelta(seconds=max_age_s):
