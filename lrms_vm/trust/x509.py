@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TypeVar
 
@@ -27,7 +27,8 @@ from cryptography.x509.oid import (
 from OpenSSL import crypto
 
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError
-from lrms_vm.trust import certificate_policies, dn, names
+from lrms_vm.trust import anchor_index, certificate_policies, dn, names
+from lrms_vm.trust import crl as plain_crl
 
 MAX_CHAIN = 10
 MAX_CERTIFICATE_BYTES = 64 << 10
@@ -57,13 +58,14 @@ _WEAK_HASHES = (hashes.SHA1, hashes.MD5)
 # What a grid certificate is issued for; all three let its holder sign.
 _PURPOSES = {ExtendedKeyUsageOID.EMAIL_PROTECTION, ExtendedKeyUsageOID.CODE_SIGNING, ExtendedKeyUsageOID.CLIENT_AUTH}
 _PROXY_CERT_INFO = ObjectIdentifier("1.3.6.1.5.5.7.1.14")  # RFC 3820
-_FLAGS = (
+_FLAGS = crypto.X509StoreFlags.X509_STRICT
+_CRL_FLAGS = (
     crypto.X509StoreFlags.CRL_CHECK
     | crypto.X509StoreFlags.CRL_CHECK_ALL
-    | crypto.X509StoreFlags.X509_STRICT
     | 0x1000  # X509_V_FLAG_EXTENDED_CRL_SUPPORT: CRLs signed with another key of the CA, or of some reasons only
     | 0x2000  # X509_V_FLAG_USE_DELTAS: what a delta CRL revokes is revoked
 )
+_CRL_BEGIN = b"-----BEGIN X509 CRL-----"
 _CRL_HEAD_BYTES = 8192  # a CRL names its issuer within these first characters
 
 
@@ -154,13 +156,18 @@ def validate(
     min_rsa_bits: int,
     namespaces: str,
     at: datetime,
+    crl: str = "require",
+    crl_grace_s: int = 0,
 ) -> Path:
     """Check the signer's certificate and its path at `at`. `others` are believed only as far as the path proves them.
+
+    `crl`: "require" that each CA of the path has a current CRL, or only where it has one at all ("if-present").
+    A CRL counts as current until `crl_grace_s` seconds after its nextUpdate.
 
     Raises `RequestError`, and `SiteError` where the site lacks what the decision needs (a current CRL, name spaces).
     """
     check_signer(signer, min_rsa_bits=min_rsa_bits)
-    chain, crls = _walk(signer, others, anchors, at)
+    chain, crl_ends = _walk(signer, others, anchors, at, crl, timedelta(seconds=crl_grace_s))
     for index, certificate in enumerate(chain[1:], 1):
         _check_key(certificate, min_rsa_bits)
         if index < len(chain) - 1:  # the anchor's own signature proves nothing and is not asked
@@ -172,9 +179,7 @@ def validate(
     if namespaces != "ignore":
         for certificate, issuer in pairwise(chain):
             _check_namespace(certificate, issuer, anchors, namespaces)
-    ends = [one.not_valid_after_utc for one in chain]
-    ends += [end for crl in crls if (end := crl.next_update_utc) is not None]
-    return Path(chain, min(ends))
+    return Path(chain, min([one.not_valid_after_utc for one in chain] + crl_ends))
 
 
 def check_signer(signer: x509.Certificate, *, min_rsa_bits: int) -> None:
@@ -270,45 +275,76 @@ def _weak_signature(who: str) -> RequestError:
 
 
 def _walk(
-    signer: x509.Certificate, others: Sequence[x509.Certificate], anchors: TrustAnchors, at: datetime
-) -> tuple[tuple[x509.Certificate, ...], list[x509.CertificateRevocationList]]:
-    """The path OpenSSL finds, and the CRLs it had to go by."""
-    roots, bridges = _relevant(signer, _loaded(anchors.certificates), others)
+    signer: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    anchors: TrustAnchors,
+    at: datetime,
+    crl: str,
+    grace: timedelta,
+) -> tuple[tuple[x509.Certificate, ...], list[datetime]]:
+    """The path OpenSSL finds, and the ends of the CRLs that say that nothing in it is revoked.
+
+    Plain CRLs are judged by trust/crl.py. Wherever it does not say that all is well, OpenSSL decides, with every CRL.
+    """
+    roots, bridges = _relevant(signer, anchors.certificates, others)
     issuers = {one.issuer.public_bytes() for one in (signer, *roots, *bridges)}
     issuers |= {one.subject.public_bytes() for one in (*roots, *bridges)}
-    crls = [crl for pem in anchors.crls if _names_one_of(pem, issuers) and (crl := _load_crl(pem)) is not None]
-    crls = [crl for crl in crls if crl.next_update_utc is not None]  # else it would be current for ever
+    pems = [pem for pem in anchors.crls if _names_one_of(pem, issuers) or (crl != "require" and not _load_crl(pem))]
+    try:
+        chain = _openssl(signer, roots, bridges, None, at)
+    except crypto.X509StoreContextError:
+        chain = None  # asked again below: what is revoked counts for more than what else may be wrong
+    if chain is not None:
+        ends = plain_crl.ends_of(chain, pems, at=at, grace=grace, must_be_there=crl == "require")
+        if ends is not None:
+            return chain, ends
+    crls = [one for pem in pems if (one := _load_crl(pem)) is not None]
+    crls = [one for one in crls if one.next_update_utc is not None]  # else it would be current for ever
+    try:
+        chain = _openssl(signer, roots, bridges, crls, at)
+    except crypto.X509StoreContextError as error:
+        raise _refusal(error, signer, anchors) from error
+    return chain, [end for one in crls if (end := one.next_update_utc) is not None]
+
+
+def _openssl(
+    signer: x509.Certificate,
+    roots: Sequence[x509.Certificate],
+    bridges: Sequence[x509.Certificate],
+    crls: Sequence[x509.CertificateRevocationList] | None,
+    at: datetime,
+) -> tuple[x509.Certificate, ...]:
+    """One question to OpenSSL; `crls=None`: not about revocation. Raises `X509StoreContextError`."""
     try:
         store = crypto.X509Store()
         for root in roots:
             store.add_cert(crypto.X509.from_cryptography(root))
-        for crl in crls:
+        for crl in crls or ():
             store.add_crl(crl)
-        store.set_flags(_FLAGS)
+        store.set_flags(_FLAGS if crls is None else _FLAGS | _CRL_FLAGS)
         store.set_time(at.astimezone(UTC))
         context = crypto.X509StoreContext(
             store,
             crypto.X509.from_cryptography(signer),
             [crypto.X509.from_cryptography(one) for one in bridges],
         )
-        chain = [one.to_cryptography() for one in context.get_verified_chain()]
-    except crypto.X509StoreContextError as error:
-        raise _refusal(error, signer, anchors) from error
+        return tuple(one.to_cryptography() for one in context.get_verified_chain())
+    except crypto.X509StoreContextError:
+        raise
     except MALFORMED as error:
         raise RequestError(
             f"the certificate path of {dn.show(signer.subject)} cannot be read", code="certificate-malformed"
         ) from error
-    return tuple(chain), crls
 
 
 def _relevant(
-    signer: x509.Certificate, anchors: Iterable[x509.Certificate], others: Sequence[x509.Certificate]
+    signer: x509.Certificate, anchors: Iterable[bytes], others: Sequence[x509.Certificate]
 ) -> tuple[list[x509.Certificate], list[x509.Certificate]]:
     """Those anchors and embedded certificates that could be above the signer: a handful out of hundreds."""
     by_subject: dict[object, list[tuple[bool, x509.Certificate]]] = {}
-    for anchored, certificates in ((True, anchors), (False, others)):
-        for one in certificates:
-            by_subject.setdefault(dn.loose(one.subject), []).append((anchored, one))
+    for one in others:
+        by_subject.setdefault(dn.loose(one.subject), []).append((False, one))
+    unread = anchor_index.Unread(anchors)
     roots: list[x509.Certificate] = []
     bridges: list[x509.Certificate] = []
     wanted, seen = [dn.loose(signer.issuer)], set()
@@ -317,6 +353,8 @@ def _relevant(
         if name in seen:
             continue
         seen.add(name)
+        for one in _loaded(unread.naming(name)):
+            by_subject.setdefault(dn.loose(one.subject), []).append((True, one))
         for anchored, one in by_subject.get(name, []):
             if anchored and not _readable(one):
                 continue
@@ -359,8 +397,11 @@ def _load_crl(pem: bytes) -> x509.CertificateRevocationList | None:
 
 def _names_one_of(pem: bytes, names_der: Iterable[bytes]) -> bool:
     """Whether this CRL may be by one of these, by its first kilobytes: all CRLs of a grid are tens of MB."""
-    _, _, body = pem.partition(b"-----BEGIN X509 CRL-----")
-    text = body[:_CRL_HEAD_BYTES].partition(b"-")[0].translate(None, b"\r\n\t ")
+    begin = pem.find(_CRL_BEGIN)
+    if begin < 0:
+        return False
+    begin += len(_CRL_BEGIN)
+    text = pem[begin : begin + _CRL_HEAD_BYTES].partition(b"-")[0].translate(None, b"\r\n\t ")
     try:
         head = binascii.a2b_base64(text[: len(text) // 4 * 4])
     except binascii.Error:
