@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from lrms_vm import download, kept_tree, locks, sidefiles, store, trust_state
 from lrms_vm import lease as leasing
-from lrms_vm import sidefiles, store, trust_state
 from lrms_vm.admission import NO_ROOM, Admission, disk_full, vo_of
 from lrms_vm.convert import as_raw
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError
 from lrms_vm.fetch import Fetcher
+from lrms_vm.hashing import Leaves, tree_of_fd
 from lrms_vm.image import ImageEntry, Listed, VerifiedImage
-from lrms_vm.ingest import part_directory, receive
+from lrms_vm.ingest import Received, part_directory
 from lrms_vm.paths import Places
 from lrms_vm.upkeep import Entry, clean, entries, evict, rehash, verify
 
@@ -104,7 +106,6 @@ def acquire(
     job = _Job(entry, places, lease, decide, fetch, max_image_bytes, deadline, progress, step, admission)
     try:
         store.prepare(places)
-        trust_state.prepare(places)
         mark = trust_state.check_clock(places, decide.at)
         key, claim = _claimed(job)
         image = _warm(job, key, claim) or _cold(job, key, claim)
@@ -161,7 +162,7 @@ def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
         ready.extend(image for image in [_warm(job, key, claim)] if image is not None)
         return bool(ready)
 
-    with store.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline, instead=there) as held:
+    with locks.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline, instead=there) as held:
         if not held:
             return ready[0]
         job.step("locked")
@@ -176,21 +177,26 @@ def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
 
 
 def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
-    """Fetch, hash, decide, publish. The partial is removed whatever happens."""
-    algorithms = _needed(claim)
-    with part_directory(job.places, deadline=job.deadline) as part:
-        job.step("part")
-        received = receive(
-            job.fetch.fetch(job.entry.url, max_bytes=job.max_image_bytes, deadline=job.deadline),
-            part / "image",
-            algorithms=algorithms,
-            max_bytes=job.max_image_bytes,
-            source=job.entry.url,
-            progress=job.progress,
-        )
-        job.step("written")
+    """Fetch, hash, decide, publish. A partial that can be taken up again stays when the mirrors failed."""
+    order = download.Order(
+        urls=job.entry.urls,
+        fetch=job.fetch,
+        algorithms=frozenset(_needed(claim)),
+        max_bytes=job.max_image_bytes,
+        deadline=job.deadline,
+        size_bytes=claim.size_bytes,
+        tree=claim.tree,
+        progress=job.progress,
+    )
+
+    def accept(received: Received) -> None:
         _compare(job.entry, claim, received.digests)
         job.decide.bytes(claim, received.digests, received.size_bytes)
+
+    with part_directory(job.places, deadline=job.deadline, key=key if order.can_resume else "") as part:
+        job.step("part")
+        received = download.get(order, part, accept=accept)
+        job.step("written")
         vouched, raw = as_raw(part, received, claim, source=job.entry.url, deadline=job.deadline)
         image = _decided(job, claim, vouched, raw.digests["sha256"].hex(), raw.size_bytes)
         if vouched.sha256 != image.sha256:
@@ -202,6 +208,8 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
         )
         if vouched.sha256 != image.sha256:
             meta = meta.with_origins([vouched])
+        kept_tree.keep(part, image.sha256, raw.size_bytes, raw.leaves or _tree_of(part / "image"))
+        (part / "leaves").unlink(missing_ok=True)
         store.write_meta(part, meta)
         job.step("described")
         with store.changing(job.places, deadline=job.deadline):
@@ -213,6 +221,15 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
     sidefiles.keep_ref(job.places, key, image.sha256, vouched.sha256)
     job.step("referred")
     return image
+
+
+def _tree_of(image: Path) -> Leaves:
+    """Of a raw disk that was made here, from what came."""
+    fd = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return tree_of_fd(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
 
 
 def _merged(places: Places, sha256: str, new: store.Meta) -> bool:

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from lrms_vm import journal, list_copy, store, trust_state
+from lrms_vm import journal, list_copy, locks, trust_state
 from lrms_vm.config import Subscription
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
@@ -70,7 +70,7 @@ class Refresher:
         until = min(self.deadline, time.monotonic() + (ASK_TIMEOUT_S if soon else FETCH_TIMEOUT_S))
         lock = self.places.cache_locks / f"list-{name}.lock"
         try:
-            with store.locked(lock, deadline=0.0 if soon else until):
+            with locks.locked(lock, deadline=0.0 if soon else until):
                 copy = self.copy(name)
                 if copy is not None and copy.answered_at >= self._since:
                     return copy  # another process has asked meanwhile

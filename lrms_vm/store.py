@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -18,25 +19,29 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lrms_vm import journal
 from lrms_vm import lease as leasing
 from lrms_vm import pins as pinning
-from lrms_vm.errors import NodeError, SiteError
-from lrms_vm.hashing import ALGORITHMS
+from lrms_vm.errors import NodeError
+from lrms_vm.hashing import ALGORITHMS, Leaves
+from lrms_vm.locks import locked
 from lrms_vm.paths import Places
+from lrms_vm.trust import tree
 
 MAX_META_BYTES = 16 << 10
 MAX_ORIGINS = 16  # each takes at most 500 bytes of meta.json
 MAX_NAMES = 8  # each at most 200 bytes
 HIDDEN = "meta.hidden"  # what meta.json is called while an eviction looks at the leases
+LEAVES = "leaves"
+MIN_CHUNK_BYTES = 4096  # of the leaves that we make
 WHY = "why.json"  # in what was put aside: what was found, and when
 MAX_QUARANTINED = 4
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
-_POLL_S = 0.05
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -206,6 +211,32 @@ def used(places: Places, sha256: str) -> None:
         os.utime(entry_dir(places, sha256) / "meta.json")
 
 
+def read_leaves(directory: Path, size_bytes: int) -> Leaves | None:
+    """The leaves that were found when all of the image was last right; None when there are none that are whole.
+
+    They only say where to look: what they call damaged is read as a whole before it is believed.
+    """
+    try:
+        fd = os.open(directory / LEAVES, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            chunk_bytes = int.from_bytes(file.read(8), "big")
+            count = tree.chunk_count(size_bytes, chunk_bytes) if chunk_bytes >= MIN_CHUNK_BYTES else 0
+            text = file.read(tree.LEAF_BYTES * count)
+            seal = file.read(64)
+    except OSError:
+        return None
+    if not count or len(text) != tree.LEAF_BYTES * count or hashlib.sha256(text).digest() != seal:
+        return None
+    return Leaves(chunk_bytes, tuple(text[at : at + tree.LEAF_BYTES] for at in range(0, len(text), tree.LEAF_BYTES)))
+
+
+def write_leaves(directory: Path, leaves: Leaves) -> None:
+    """Chunk size in 8 octets, the leaves, and their SHA-256. Raises `OSError`."""
+    text = b"".join(leaves.leaves)
+    sealed = leaves.chunk_bytes.to_bytes(8, "big") + text + hashlib.sha256(text).digest()
+    write_durably(directory / LEAVES, sealed, 0o644)
+
+
 def write_durably(path: Path, text: bytes, mode: int = 0o600) -> None:
     """Replace a file: after a crash it is the old one or the new one, whole. Raises `OSError`."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -229,75 +260,10 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, deadline: float, instead: Callable[[], bool] | None = None) -> Iterator[bool]:
-    """Hold an exclusive flock; the file is never unlinked, so that all who wait wait for the same one.
-
-    While another holds it `instead` is asked now and then: as soon as that is true the wait ends without the lock,
-    and False is yielded. Raises `SiteError` naming the holder when `deadline` passes.
-    """
-    fd, pause_s = _lock_file(path), _POLL_S / 8
-    try:
-        while not (held := _try_lock(fd)):
-            if instead is not None and instead():
-                break
-            if time.monotonic() > deadline:
-                raise SiteError(
-                    f"{path.name}: another fetch of this image ({_holder(fd)}) has not ended in time",
-                    hint="try again later",
-                    code="cache-busy",
-                )
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _POLL_S)
-        if held and not _is_at(fd, path):  # somebody removed it while we waited: others lock another file now
-            with locked(path, deadline=deadline, instead=instead) as held:
-                yield held
-            return
-        if held:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
-        yield held
-    finally:
-        os.close(fd)
-
-
-def _lock_file(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise NodeError(f"{path}: cannot open: {error.strerror}", code="state-unwritable") from error
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _holder(fd: int) -> str:
-    """Who wrote its number into the lock file last, and whether it is one that will never go on by itself."""
-    pid = os.pread(fd, 100, 0).decode("ascii", "replace").strip()
-    if not pid.isdecimal():
-        return "process unknown"
-    with contextlib.suppress(OSError, IndexError):
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t"):
-            return f"process {pid}, which is stopped"
-    return f"process {pid}"
-
-
-@contextlib.contextmanager
 def changing(places: Places, *, deadline: float) -> Iterator[None]:
     """The only time names in the store, in ingest and in quarantine change."""
     with locked(places.cache_locks / "store.lock", deadline=deadline):
         yield
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def refuse_writers(path: Path) -> str:
@@ -342,6 +308,7 @@ def quarantine(places: Places, sha256: str, why: str = "its bytes are not the on
     entry.rename(target)
     with contextlib.suppress(OSError):  # a full or dying disk: that it is out of service is what matters
         write_durably(target / WHY, json.dumps({"why": why[:500], "at": time.time()}).encode())
+    journal.say("error", "cache", f"image sha256:{sha256} is put aside in {target}: {why}")
     for path in quarantined(places)[MAX_QUARANTINED:]:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrms_vm import cache, lease, store
+from lrms_vm import cache, lease, locks, store
 from lrms_vm.errors import ConfigError, NodeError, RequestError, SiteError
 from lrms_vm.image import ImageEntry
 from lrms_vm.paths import Places
@@ -330,7 +330,7 @@ def test_a_full_disk_is_the_nodes_fault(places: Places) -> None:
 def test_a_lock_that_is_not_given_up_is_named(places: Places) -> None:
     store.prepare(places)
     lock = places.cache_locks / f"sha256-{SHA256}.lock"
-    with store.locked(lock, deadline=0), pytest.raises(SiteError, match=str(os.getpid())) as caught:
+    with locks.locked(lock, deadline=0), pytest.raises(SiteError, match=str(os.getpid())) as caught:
         acquire(places, served(), deadline=time.monotonic() + 0.1)
     assert caught.value.code == "cache-busy"
     assert lock.exists()
