@@ -72,6 +72,7 @@ class Config:
     kernel: str = ""  # name of the default kernel
     scontrol: str = "/usr/bin/scontrol"
     spank_plugin: str = ""  # path of lrms_vm.so; the prologue makes sure that slurmd has loaded it. Empty: not checked
+    slurm_admin_comment: bool = False  # write each accepted image's provenance into its job's AdminComment
     image_places: tuple[str, ...] = ()  # prefixes of paths and URLs that a job may name directly
     contact: str = "your site's administrators"
     cache_max: str = ""  # a size: what the node's images may take. Empty: what the disk gives beyond cache_reserve

@@ -28,6 +28,14 @@ def ask(argv: list[str], environ: Mapping[str, str], *, timeout_s: float = SCONT
         ) from error
 
 
+def annotate(argv: list[str], environ: Mapping[str, str], *, log: Path) -> None:
+    """Start a Slurm command and do not wait for it: what it does is worth no job's time. Raises `NodeError`."""
+    environment = dict(command.ENVIRONMENT)
+    if "SLURM_CONF" in environ:
+        environment["SLURM_CONF"] = environ["SLURM_CONF"]
+    command.spawn_detached(argv, identity=None, log=log, environment=environment)
+
+
 def require_plugin(plugin: str, *, slurmd_pid: int | None = None) -> None:
     """Make sure that the slurmd that called us has the SPANK plugin loaded. Raises `NodeError`.
 

@@ -83,6 +83,23 @@ def _start_guest(hook: Allocation, config: Config, *, started_at: float, deadlin
     allocation = slurm.parse_job(text, os.environ)
     actors = node.actors(config)
     lifecycle.prologue(request, allocation, config=config, actors=actors, started_at=started_at, deadline=deadline)
+    if config.slurm_admin_comment and slurm.is_first_node(os.environ):
+        _annotate(allocation, config)
+
+
+def _annotate(allocation: Allocation, config: Config) -> None:
+    """Leave the provenance on the job. Only accounting misses it where that fails; the log has it anyway."""
+    from lrms_vm import provenance, slurm_node
+    from lrms_vm.verdict import read_verdict
+
+    path = config.places.verdict(allocation.key)
+    try:
+        image = read_verdict(path.read_bytes(), source=str(path)).image
+        text = provenance.line(allocation.key, allocation.user, image)
+        argv = slurm.comment_argv(config.scontrol, allocation.job_id, text)
+        slurm_node.annotate(argv, os.environ, log=config.places.job(allocation.key).run / "scontrol.log")
+    except (LrmsVmError, OSError) as error:
+        journal.say("warning", allocation.key, f"AdminComment not set: {error}")
 
 
 def _failure(action: Callable[[], None], hook: Allocation) -> LrmsVmError | None:

@@ -16,13 +16,14 @@ import re
 from collections.abc import Mapping
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
-from lrms_vm.lrms.slurm_notation import hostlist_has, range_size
+from lrms_vm.lrms.slurm_notation import first_host, hostlist_has, range_size
 from lrms_vm.request import OPTIONS, Allocation
 
 # spank_job_control_setenv(VM_IMAGE) in the plugin is SPANK_VM_IMAGE in the hooks (spank(8), ENVIRONMENT).
 VARIABLES = {word: "SPANK_" + word.upper().replace("-", "_") for word in OPTIONS}
 CARRIER = "lrms_vm:"
 MAX_REASON = 200
+MAX_COMMENT = 1000
 MAX_TEXT = 1 << 22
 
 # A word of the comment. The hook file and the plugin split at the same characters.
@@ -188,6 +189,17 @@ def drain_argv(scontrol: str, node: str, reason: str) -> list[str]:
     """scontrol(1) update: the reason is one line that says it is ours."""
     words = " ".join("".join(char if char.isprintable() else " " for char in reason).split())
     return [scontrol, "update", f"nodename={node}", "state=drain", f"reason=lrms_vm: {words[:MAX_REASON]}"]
+
+
+def comment_argv(scontrol: str, job_id: str, text: str) -> list[str]:
+    """scontrol(1) update: only operators and root may set a job's AdminComment, which accounting keeps."""
+    words = "".join(char if char.isprintable() else " " for char in text)
+    return [scontrol, "update", f"jobid={job_id}", f"admincomment={words[:MAX_COMMENT]}"]
+
+
+def is_first_node(environ: Mapping[str, str]) -> bool:
+    """Whether this is the node that speaks for the job: the first of its list. False where Slurm does not say."""
+    return first_host(environ.get("SLURM_NODELIST", "")) == environ.get("SLURMD_NODENAME", "?")
 
 
 def active_jobs_argv(scontrol: str, node: str) -> list[str]:

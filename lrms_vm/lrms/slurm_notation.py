@@ -22,6 +22,17 @@ def hostlist_has(hostlist: str, node: str) -> bool:
     return any(_has(pattern, node) for pattern in _split(hostlist))
 
 
+def first_host(hostlist: str) -> str:
+    """The first name of a host list; "" of what is none.
+
+    >>> first_host("n[01-12],gpu1"), first_host("r2n[4,7-9]x"), first_host("alone"), first_host("n[1")
+    ('n01', 'r2n4x', 'alone', '')
+    """
+    pattern = _split(hostlist)[0] if len(hostlist) <= MAX_HOSTLIST else ""
+    first = re.sub(r"\[([0-9]{1,9})[0-9,-]*\]", r"\1", pattern)
+    return first if re.fullmatch(r"[A-Za-z0-9._-]+", first, re.ASCII) else ""
+
+
 def range_size(text: str) -> int | None:
     """How many numbers a range list names; None if it is none.
 

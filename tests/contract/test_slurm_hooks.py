@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from lrms_vm import slurm_node
 from lrms_vm.lrms import slurm
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -69,3 +71,22 @@ def test_the_epilogue_looks_for_what_is_noted_of_the_job(hook, tmp_path: Path, p
     (tmp_path / place).write_text("")
     assert hook("epilogue", {})
     assert hook("prologue", {}) == ""
+
+
+def test_a_comment_is_set_without_waiting_for_the_controller(tmp_path: Path) -> None:
+    tool = tmp_path / "scontrol"
+    tool.write_text(
+        f"""#!/bin/sh
+        sleep 0.5
+        printf '%s|' "$SLURM_CONF" "$@" > {tmp_path}/told.new
+        mv {tmp_path}/told.new {tmp_path}/told
+        """
+    )
+    tool.chmod(0o755)
+    argv = slurm.comment_argv(str(tool), "7", 'image=a signer="CN=A B"')
+    start = time.monotonic()
+    slurm_node.annotate(argv, {"SLURM_CONF": "/etc/x.conf", "LD_PRELOAD": "/x.so"}, log=tmp_path / "log")
+    assert time.monotonic() - start < 0.4
+    while not (tmp_path / "told").exists() and time.monotonic() < start + 10:
+        time.sleep(0.02)
+    assert (tmp_path / "told").read_text() == '/etc/x.conf|update|jobid=7|admincomment=image=a signer="CN=A B"|'

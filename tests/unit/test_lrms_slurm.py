@@ -242,3 +242,18 @@ def test_a_local_allocation_is_what_the_command_line_says() -> None:
     assert (job.key, job.cpus, job.memory_mib) == ("local-7.my-host", 2, 2048)
     with pytest.raises(UsageError):
         local.allocation(pid=7, node="n", uid=1, gid=2, user="u", work_dir="/w", cpus=0, memory="2G")
+
+
+def test_a_jobs_admin_comment_is_one_argument_of_one_line() -> None:
+    argv = slurm.comment_argv("/usr/bin/scontrol", "7", 'image=a signer="CN=A B"\nreason=x' + "y" * 2000)
+    assert argv[:3] == ["/usr/bin/scontrol", "update", "jobid=7"]
+    assert argv[3].startswith('admincomment=image=a signer="CN=A B" reason=x') and len(argv[3]) < 1100
+
+
+@pytest.mark.parametrize(
+    ("nodes", "here", "first"),
+    [("n[1-4]", "n1", True), ("n[1-4]", "n2", False), ("alone", "alone", True), ("", "n1", False), ("n[", "n1", False)],
+)
+def test_one_node_speaks_for_the_job(nodes: str, here: str, first: bool) -> None:
+    assert slurm.is_first_node({"SLURM_NODELIST": nodes, "SLURMD_NODENAME": here}) is first
+    assert not slurm.is_first_node({"SLURMD_NODENAME": here})
