@@ -6,6 +6,7 @@ import random
 
 INTERESTING = (
     b"\0",
+    b"9",
     b"\xff",
     b"\x80",
     b"\x7f\xff\xff\xff",
