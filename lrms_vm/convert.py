@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lrms_vm.trust.verify import Claim
 
 BWRAP, SETPRIV, PRLIMIT, QEMU_IMG = "/usr/bin/bwrap", "/usr/bin/setpriv", "/usr/bin/prlimit", "/usr/bin/qemu-img"
-MAX_MEMORY_BYTES = 1 << 30  # address space; it takes under 400 MiB, also for 2 MiB clusters
+MAX_MEMORY_BYTES = 1 << 30  # address space; it takes less than 256 MiB, also for 2 MiB clusters
 MAX_PROCESSES = 512  # of the user, with what else runs as nobody: each thread counts
 MAX_TOLD_BYTES = 4096
 _SYSTEM = ("/lib", "/lib64", "/lib32")
@@ -158,6 +158,7 @@ def sandbox_argv(
         *(BWRAP, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *("--die-with-parent", "--cap-drop", "ALL", *keep),
         *("--ro-bind", "/usr", "/usr", *system, "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
+        *("--dev", "/dev"),
         *("--ro-bind", str(source), "/image", "--bind", str(target), "/raw", "--chdir", "/", "--"),
         *drop,
         *(PRLIMIT, *(f"--{name}={value}" for name, value in limits.items()), "--"),
@@ -175,20 +176,21 @@ def _run(argv: list[str], *, source: str, target: Path, deadline: float) -> None
         told = _told(process)
     if process.returncode == 0:
         return
-    said = "".join(c if c.isprintable() else "?" for c in told.decode("utf-8", "replace").strip()[-300:])
+    text = told.decode("utf-8", "replace").strip()
+    said = "".join(c if c.isprintable() else "?" for c in (text if len(text) <= 300 else f"...{text[-300:]}"))
     for full in (errno.ENOSPC, errno.EDQUOT):
         if os.strerror(full) in said:
             raise OSError(full, os.strerror(full), str(target))
-    if said.startswith("qemu-img:") or process.returncode > 128:
-        raise RequestError(
-            f"{source}: qemu-img cannot convert the qcow2 (exit {process.returncode}): {said or 'it was killed'}",
-            hint="make it anew with `qemu-img convert -O raw`, and sign the result",
-            code="image-unconvertible",
+    if text.startswith(("bwrap:", "setpriv:", "prlimit:")) or process.returncode in (126, 127):
+        raise NodeError(
+            f"the sandbox for converting images ended with {process.returncode}: {said}",
+            hint="apt install bubblewrap qemu-utils util-linux",
+            code="sandbox-failed",
         )
-    raise NodeError(
-        f"the sandbox for converting images ended with {process.returncode}: {said}",
-        hint="apt install bubblewrap qemu-utils util-linux",
-        code="sandbox-failed",
+    raise RequestError(
+        f"{source}: qemu-img cannot convert the qcow2 (exit {process.returncode}): {said or 'it was killed'}",
+        hint="make it anew with `qemu-img convert -O raw`, and sign the result",
+        code="image-unconvertible",
     )
 
 
