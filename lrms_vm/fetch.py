@@ -42,14 +42,33 @@ CHILD_CODES: dict[str, tuple[type[LrmsVmError], str]] = {
     "image-server-down": (SiteError, "try again later"),
     "image-server-slow": (SiteError, "try again later"),
     "image-short": (SiteError, "try again later"),
+    "image-no-ranges": (SiteError, "try again later"),
+    "bytes-differ": (RequestError, "the image was changed after it was signed; ask whoever publishes it"),
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a file's bytes: those of each range (start, before which), in this order, of `size_bytes` in all."""
+
+    ranges: tuple[tuple[int, int], ...]
+    size_bytes: int
+    min_bytes_per_s: int = 0  # where it is worth something only in time; 0: the fetcher's own limit
+
+    @property
+    def wanted_bytes(self) -> int:
+        return sum(end - start for start, end in self.ranges)
 
 
 class Fetcher(Protocol):
     """Where bytes come from. The cache is handed one; tests hand it their own."""
 
-    def fetch(self, url: str, *, max_bytes: int, deadline: float) -> Iterator[bytes]:
-        """Yield what is at `url`, at most `max_bytes`, by `deadline` (monotonic). Raises only `LrmsVmError`."""
+    def fetch(self, url: str, *, max_bytes: int, deadline: float, part: Part | None = None) -> Iterator[bytes]:
+        """Yield what is at `url`, or a part of it, at most `max_bytes`, by `deadline` (monotonic).
+
+        Raises only `LrmsVmError`: `SiteError` "image-no-ranges" where only the whole can be had, `RequestError`
+        "bytes-differ" where the file has not the size that `part` says.
+        """
         ...
 
 
@@ -76,24 +95,26 @@ class Fetch:
     min_bytes_per_s: int = 16 << 10  # on average over each window
     window_s: float = 15.0
 
-    def fetch(self, url: str, *, max_bytes: int, deadline: float) -> Iterator[bytes]:
+    def fetch(self, url: str, *, max_bytes: int, deadline: float, part: Part | None = None) -> Iterator[bytes]:
         """See `Fetcher`."""
         if url.startswith("/"):
-            return read_file(url, max_bytes=max_bytes, deadline=deadline)
+            return read_file(url, max_bytes=max_bytes, deadline=deadline, part=part)
         if url.startswith(("http://", "https://")):
-            return self._dropped(url, max_bytes=max_bytes, deadline=deadline)
+            return self._dropped(url, max_bytes=max_bytes, deadline=deadline, part=part)
         raise RequestError(
             f"{url[:80]!r}: cannot fetch from there", hint="use an absolute path or http(s)://", code="image-url"
         )
 
-    def _dropped(self, url: str, *, max_bytes: int, deadline: float) -> Generator[bytes, None, None]:
+    def _dropped(self, url: str, *, max_bytes: int, deadline: float, part: Part | None) -> Generator[bytes, None, None]:
         options = {
             "--max-bytes": max_bytes,
             "--stall-s": self.stall_s,
-            "--min-bytes-per-s": self.min_bytes_per_s,
+            "--min-bytes-per-s": max(self.min_bytes_per_s, part.min_bytes_per_s if part else 0),
             "--window-s": self.window_s,
             "--proxy": self.proxy,
             "--ca-file": self.ca_file,
+            "--ranges": ",".join(f"{start}-{end}" for start, end in part.ranges) if part else None,
+            "--size-bytes": part.size_bytes if part else None,
         }
         argv = [self.python, "-I", "-S", str(CHILD)]
         argv += [f"{name}={value}" for name, value in options.items() if value is not None]
@@ -179,7 +200,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:300])
 
 
-def read_file(path: str, *, max_bytes: int, deadline: float) -> Generator[bytes, None, None]:
+def read_file(path: str, *, max_bytes: int, deadline: float, part: Part | None = None) -> Generator[bytes, None, None]:
     """Yield a regular file's bytes; a hole comes as (slices of) `ZERO_BLOCK` and is not read.
 
     Holes read as zeros by definition of the kernel (lseek(2), SEEK_HOLE). The last component may not be a symbolic
@@ -188,27 +209,34 @@ def read_file(path: str, *, max_bytes: int, deadline: float) -> Generator[bytes,
     fd = _open_regular(path)
     try:
         size = os.fstat(fd).st_size
-        if size > max_bytes:
+        if part is not None and size != part.size_bytes:
+            _, hint = CHILD_CODES["bytes-differ"]
+            raise RequestError(f"{path}: {size} bytes, signed were {part.size_bytes}", hint=hint, code="bytes-differ")
+        if part is None and size > max_bytes:
             raise _too_large(path, f"{size} bytes, at most {max_bytes}")
-        offset = 0
-        while offset < size:
-            if time.monotonic() > deadline:
-                raise SiteError(f"{path}: the deadline has passed after {offset} bytes", code="image-server-slow")
-            data_at = next_data(fd, offset, size)
-            while offset < data_at:
-                count = min(BLOCK_BYTES, data_at - offset)
-                yield ZERO_BLOCK if count == BLOCK_BYTES else ZERO_BLOCK[:count]
-                offset += count
-            if offset < size:
-                block = os.pread(fd, min(BLOCK_BYTES, size - offset), offset)
-                if not block:
-                    raise SiteError(f"{path}: ended after {offset} of {size} bytes", code="image-short")
-                yield block
-                offset += len(block)
+        for start, end in part.ranges if part is not None else ((0, size),):
+            yield from _read_range(fd, path, start, min(end, size), deadline)
     except OSError as error:
         raise SiteError(f"{path}: cannot read: {error.strerror}", code="image-unreadable") from error
     finally:
         os.close(fd)
+
+
+def _read_range(fd: int, path: str, offset: int, end: int, deadline: float) -> Iterator[bytes]:
+    while offset < end:
+        if time.monotonic() > deadline:
+            raise SiteError(f"{path}: the deadline has passed after {offset} bytes", code="image-server-slow")
+        data_at = next_data(fd, offset, end)
+        while offset < data_at:
+            count = min(BLOCK_BYTES, data_at - offset)
+            yield ZERO_BLOCK if count == BLOCK_BYTES else ZERO_BLOCK[:count]
+            offset += count
+        if offset < end:
+            block = os.pread(fd, min(BLOCK_BYTES, end - offset), offset)
+            if not block:
+                raise SiteError(f"{path}: ended after {offset} of {end} bytes", code="image-short")
+            yield block
+            offset += len(block)
 
 
 def next_data(fd: int, offset: int, size: int) -> int:

@@ -30,6 +30,7 @@ class FakeClaim:
     max_ratio: int = 100
     virtual_size_bytes: int | None = None
     size_bytes: int | None = None
+    tree: Any = None
     kind: str = "cms"
     signed_digests: Mapping[str, bytes] = field(default_factory=dict)
 
