@@ -13,6 +13,7 @@ a list is a public thing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -109,8 +110,11 @@ class Copy:
 
     def gone(self) -> list[Gone]:
         """What was withdrawn or superseded, the latest first."""
-        lines = self._part(self._gone_at, self._extracts_at - self._gone_at).splitlines()
-        return [Gone(**json.loads(line)) for line in lines]
+        found = []
+        for line in self._part(self._gone_at, self._extracts_at - self._gone_at).splitlines():
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # shown to people, decides nothing
+                found.append(Gone(**json.loads(line)))
+        return found
 
     def extract(self, row: Row) -> bytes:
         """Raises `SiteError` "list-replaced" when another version was accepted since: look again."""

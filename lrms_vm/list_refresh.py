@@ -110,11 +110,12 @@ class Refresher:
         try:
             return b"".join(self.fetch.fetch(one.url, max_bytes=MAX_BYTES, deadline=until))
         except RequestError as error:
-            codes = {"image-missing": "list-missing", "image-too-large": "list-too-large"}
-            hint = "is [lists] right, and the list there?" if error.code in codes else error.hint
-            raise SiteError(
-                f"list {one.name}: {error.message}", hint=hint, code=codes.get(error.code, error.code)
-            ) from error
+            said, hint = f"list {one.name}: {error.message}", "is [lists] right, and the list there?"
+            if error.code == "image-missing":
+                raise SiteError(said, hint=hint, code="list-missing") from error
+            if error.code == "image-too-large":
+                raise SiteError(said, hint=hint, code="list-too-large") from error
+            raise SiteError(said, hint=error.hint, code=error.code) from error
 
     def _accepted(self, one: Subscription, old: Copy | None, message: bytes) -> Copy:
         """The copy of what the server said, which passed every check. Raises `RequestError` or `SiteError`."""

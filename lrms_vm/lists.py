@@ -155,13 +155,17 @@ class Lists:
                 by_name = one.name == reference.name and reference.version in (None, one.version)
                 if copy is None or not (by_name or (reference.sha256 is not None and one.sha256 == reference.sha256)):
                     continue
-                now = ", ".join(row.version for row in copy.named(one.name))
-                what = f"superseded by {now}" if now else "withdrawn"
+                when = f"in version {one.list_version} of the list {name} ({one.at}), by {one.signer}"
+                if now := ", ".join(row.version for row in copy.named(one.name)):
+                    raise RequestError(
+                        f"--vm-image: {one.name}@{one.version} was superseded by {now} {when}",
+                        hint=f"use {one.name} without a version",
+                        code="image-superseded",
+                    )
                 raise RequestError(
-                    f"--vm-image: {one.name}@{one.version} was {what} in version {one.list_version} of the list {name} "
-                    f"({one.at}), by {one.signer}",
-                    hint=f"use {one.name} without a version" if now else "see `lrms-vm image list`",
-                    code="image-superseded" if now else "image-withdrawn",
+                    f"--vm-image: {one.name}@{one.version} was withdrawn {when}",
+                    hint="see `lrms-vm image list`",
+                    code="image-withdrawn",
                 )
 
 
