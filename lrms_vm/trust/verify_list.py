@@ -98,15 +98,7 @@ def _opened(signed: bytes, anchors: TrustAnchors, policy: Policy, at: datetime) 
     """The steps of `open_list`."""
     message = smime.split(signed)
     signature, content = _signature_and_content(message)
-    path = x509.validate(
-        signature.signer,
-        signature.others,
-        anchors=anchors,
-        min_rsa_bits=policy.min_rsa_bits,
-        namespaces=policy.namespaces,
-        at=at,
-    )
-    rules.check_blocks(path.chain, policy, at.date())
+    path = _path(signature, anchors, policy, at)
     cms.verify_signature(signature)
     verify.check_signing_time(signature, at)
     _check_may_endorse(signature, policy, at)
@@ -122,6 +114,21 @@ def _opened(signed: bytes, anchors: TrustAnchors, policy: Policy, at: datetime) 
         content_sha256=digests.of("sha256", content),
         valid_until=min(end, path.valid_until),
     )
+
+
+def _path(signed: SignedList | cms.Signature, anchors: TrustAnchors, policy: Policy, at: datetime) -> x509.Path:
+    path = x509.validate(
+        signed.signer,
+        signed.others,
+        anchors=anchors,
+        min_rsa_bits=policy.min_rsa_bits,
+        namespaces=policy.namespaces,
+        at=at,
+        crl=policy.crl,
+        crl_grace_s=policy.crl_grace_s,
+    )
+    rules.check_blocks(path.chain, policy, at.date())
+    return path
 
 
 def _signature_and_content(message: smime.Message) -> tuple[cms.Signature, bytes]:
@@ -155,15 +162,7 @@ def _claimed(
     """The steps of `claim_listed`."""
     if image not in signed.content.images:
         raise RequestError(f"{image.name}: not in the list {signed.content.identifier}", code="image-not-listed")
-    path = x509.validate(
-        signed.signer,
-        signed.others,
-        anchors=anchors,
-        min_rsa_bits=policy.min_rsa_bits,
-        namespaces=policy.namespaces,
-        at=at,
-    )
-    rules.check_blocks(path.chain, policy, at.date())
+    path = _path(signed, anchors, policy, at)
     list_rules.check_list_blocks(signed.content, policy, at)
     blocked = {one.digest: one for one in policy.blocks if one.digest and one.holds(at.date())}
     list_rules.check_image_blocks(image, blocked, policy)

@@ -316,3 +316,13 @@ def test_a_damaged_extract_is_the_sites_matter() -> None:
 
 def _long() -> TrustAnchors:
     return TrustAnchors((CA.pem,), (CA.crl(since=-9 * DAY, until=300 * DAY),))
+
+
+def test_the_policy_says_how_long_crls_count_and_whether_they_must_be_there() -> None:
+    expired = TrustAnchors((CA.pem,), (CA.crl(since=-2 * HOUR, until=-HOUR),))
+    for ask in (refusal, claim_refusal):
+        assert ask(anchors=expired, kind=SiteError) == "crl-expired"
+    grace = policy(defaults='crl_grace = "2h"')
+    assert claim(opened(anchors=expired, policy=grace), anchors=expired, policy=grace).rule == "alice"
+    none, if_present = TrustAnchors((CA.pem,), ()), policy(defaults='crl = "if-present"')
+    assert claim(opened(anchors=none, policy=if_present), anchors=none, policy=if_present).rule == "alice"
