@@ -15,12 +15,12 @@ from pathlib import Path
 from lrms_vm import command
 from lrms_vm.config import Config, read_trusted
 from lrms_vm.errors import LrmsVmError
+from lrms_vm.file_systems import kind_of, on_network
 from lrms_vm.trust.verify import TrustAnchors
 
 TIMEOUT_S = 10.0
 MIN_FREE_BYTES = 2 << 30
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
-NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "ceph", "gpfs", "afs", "9p", "fuse.sshfs"}
 PROGRAMS = {"qemu-img": "qemu-utils", "genisoimage": "genisoimage", "ssh": "openssh-client", "bwrap": "bubblewrap"}
 
 
@@ -70,21 +70,13 @@ def _interpreter(config: Config) -> Iterator[Finding]:
 
 def _state(config: Config) -> Iterator[Finding]:
     directory = next(p for p in [config.places.state_dir, *config.places.state_dir.parents] if p.exists())
-    kind = _file_system(directory)
-    local = kind not in NETWORK_FILE_SYSTEMS
-    yield _answer("state_dir is local", local, f"{directory} is on {kind}", "set state_dir to a local disk")
+    kind = kind_of(directory)
+    local = not on_network(kind) or config.state_dir_on_network
+    remedy = "set state_dir to a local disk; state_dir_on_network = true only where no other node uses it"
+    yield _answer("state_dir is local", local, f"{directory} is on {kind}", remedy)
     free_bytes = shutil.disk_usage(directory).free
     found = f"{free_bytes >> 20} MiB free in {directory}"
     yield _answer("free disk", free_bytes >= MIN_FREE_BYTES, found, "make room, or `lrms-vm cache prune --max-size`")
-
-
-def _file_system(directory: Path) -> str:
-    best, kind = "", "unknown"
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, what, *_ = line.split()
-        if (str(directory) + "/").startswith(where.rstrip("/") + "/") and len(where) >= len(best):
-            best, kind = where, what
-    return kind
 
 
 def _kernels(config: Config) -> Iterator[Finding]:

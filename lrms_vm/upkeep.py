@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import shutil
 import time
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from lrms_vm import ingest, pins, store
 from lrms_vm import lease as leasing
-from lrms_vm.errors import NodeError
+from lrms_vm.errors import NodeError, RequestError
 from lrms_vm.hashing import hash_fd
 from lrms_vm.paths import Places
 from lrms_vm.water_marks import Disk, Limits, Stored, plan
@@ -80,6 +82,43 @@ def _entry(places: Places, sha256: str, held_by: tuple[str, ...], pinned: str | 
     )
 
 
+@dataclass(frozen=True)
+class PutAside:
+    """What was found damaged. It goes as soon as room is needed, and when newer ones come."""
+
+    sha256: str
+    at: float  # time.time()
+    why: str
+    disk_bytes: int
+    path: str
+
+
+def quarantine(places: Places) -> list[PutAside]:
+    """What is put aside, the newest first. Raises `NodeError`."""
+    try:
+        return [_put_aside(path) for path in store.quarantined(places)] if places.quarantine.is_dir() else []
+    except OSError as error:
+        raise NodeError(f"{places.quarantine}: cannot read: {error.strerror}", code="cache-unreadable") from error
+
+
+def _put_aside(path: Path) -> PutAside:
+    at, why = path.lstat().st_ctime, ""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        words = json.loads((path / store.WHY).read_bytes()[: store.MAX_META_BYTES])
+        at, why = float(words["at"]), str(words["why"])
+    return PutAside(path.name, at, why, sum(one.lstat().st_blocks * 512 for one in path.rglob("*")), str(path))
+
+
+def pin(places: Places, sha256: str, reason: str) -> None:
+    """Keep a stored image, or refuse when it has just gone. Raises `RequestError`, `NodeError`."""
+    pins.pin(places, sha256, reason)  # first: who evicts looks at the pins last
+    with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+        if os.path.lexists(store.entry_dir(places, sha256)):
+            return
+        pins.unpin(places, sha256)
+    raise RequestError(f"sha256:{sha256}: it was evicted just now", hint="bring it in again", code="image-not-stored")
+
+
 def clean(places: Places, *, live: Container[str] | None = None) -> list[str]:
     """Remove what crashes left: unlocked partials, stale leases, entries without an image; return what was removed.
 
@@ -90,6 +129,7 @@ def clean(places: Places, *, live: Container[str] | None = None) -> list[str]:
         removed = [f"lease {key}" for key in leasing.remove_stale(places, live=() if live is None else live)]
         with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
             removed += [f"partial {name}" for name in ingest.remove_abandoned(places)]
+            removed += [f"draft {name}" for name in _remove_drafts(places)]
             for sha256 in list(store.stored(places)):
                 directory = store.entry_dir(places, sha256)
                 store.show(directory)
@@ -98,6 +138,19 @@ def clean(places: Places, *, live: Container[str] | None = None) -> list[str]:
     except OSError as error:
         raise NodeError(f"{error.filename}: cannot clean: {error.strerror}", code="cache-unwritable") from error
     return removed
+
+
+def _remove_drafts(places: Places) -> list[str]:
+    """Remove what processes that are gone were writing, to be renamed: `.<name>.<pid>`. Raises `OSError`."""
+    gone = []
+    entries = (store.entry_dir(places, sha256) for sha256 in store.stored(places))
+    for directory in (places.leases, places.pins, places.signatures, places.state_dir, *entries):
+        for path in directory.glob(".*"):
+            pid = path.name.rpartition(".")[2]
+            if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+                path.unlink(missing_ok=True)
+                gone.append(path.name)
+    return gone
 
 
 def evict(places: Places, max_bytes: int) -> list[str]:
@@ -178,24 +231,27 @@ def verify(places: Places, sha256: str) -> bool:
     Raises `NodeError`. A running guest keeps the file it has open.
     """
     directory = store.entry_dir(places, sha256)
-    meta = store.read_meta(directory)
-    proven = rehash(directory, {"sha256", *(meta.digests if meta else ())})
-    good = proven is not None and proven.digests["sha256"].hex() == sha256
-    with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
-        if not os.path.lexists(directory):
-            return True  # evicted meanwhile: nothing wrong is left
-        try:
+    try:
+        meta = store.read_meta(directory)
+        proven = rehash(directory, {"sha256", *(meta.digests if meta else ())})
+        good = proven is not None and proven.digests["sha256"].hex() == sha256
+        with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
+            if not os.path.lexists(directory):
+                return True  # evicted meanwhile: nothing wrong is left
             if proven is not None and good:
                 store.write_meta(directory, replace(proven, verified_at=time.time()))
             else:
                 store.quarantine(places, sha256)
-        except OSError as error:
-            raise NodeError(f"{directory}: {error.strerror}", code="cache-unwritable") from error
+    except OSError as error:
+        raise NodeError(f"{directory}: {error.strerror}", code="cache-unwritable") from error
     return good
 
 
 def rehash(directory: Path, algorithms: set[str]) -> store.Meta | None:
-    """Read all of a stored image; None when it cannot be a good one whatever its bytes are."""
+    """Read all of a stored image; None when it cannot be a good one whatever its bytes are.
+
+    Raises `OSError` where this process, not the image, is short of something.
+    """
     try:
         store.refuse_writers(directory / "image")
         fd = os.open(directory / "image", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -207,8 +263,12 @@ def rehash(directory: Path, algorithms: set[str]) -> store.Meta | None:
             same = store.stamp_of(os.fstat(fd)) == store.stamp_of(before)
         finally:
             os.close(fd)
-    except (OSError, NodeError):
-        return None  # a link, gone, unreadable, or somebody writes to it
+    except NodeError:
+        return None  # somebody writes to it
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # says nothing of the image
+        return None  # a link, gone, or unreadable
     old = store.read_meta(directory)
     if not same:
         return None

@@ -24,7 +24,7 @@ _PURE = """
 _EFFECTS = """
     config command account record journal
     anchors decision resolve
-    fetch_http fetch hashing file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists kept_tree ingest download convert upkeep admission scrub cache
+    fetch_http fetch hashing file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload
     lifecycle teardown slurm_node node submit
