@@ -37,7 +37,19 @@ class Finding:
 def all_findings(config: Config) -> Iterator[Finding]:
     """Ask everything; a question that cannot be asked is itself a finding."""
     questions: list[Callable[[Config], Iterator[Finding]]] = [
-        *(_programs, _interpreter, _state, _kernels, _guest_program, _policy, _images, _kvm, _hypervisor, _sandbox),
+        *(
+            _programs,
+            _interpreter,
+            _state,
+            _kernels,
+            _guest_program,
+            _policy,
+            _images,
+            _lists,
+            _kvm,
+            _hypervisor,
+            _sandbox,
+        ),
         _slurm,
     ]
     for question in questions:
@@ -126,11 +138,26 @@ def _crls(anchors: TrustAnchors) -> Iterator[Finding]:
 
 
 def _images(config: Config) -> Iterator[Finding]:
-    if not config.images:
-        yield Finding("images", False, "no [images.NAME] in the configuration", "see docs/images.md")
+    if not config.images and not config.lists:
+        yield Finding("images", False, "no [images.NAME] or [lists.NAME] in the configuration", "see docs/images.md")
     for entry in config.images.values():
         if entry.url.startswith("/"):
             yield _answer(f"image {entry.name}", Path(entry.url).is_file(), entry.url, "the file is not there")
+
+
+def _lists(config: Config) -> Iterator[Finding]:
+    from lrms_vm import list_copy
+    from lrms_vm.list_refresh import path_of
+    from lrms_vm.trust.json_object import parse_time
+
+    for name in config.lists:
+        copy = list_copy.read(path_of(config.places, name))
+        until = None if copy is None else parse_time(copy.head.valid_until)
+        if copy is None or until is None:
+            yield Finding(f"list {name}", False, "not on this node yet", "lrms-vm image list --update")
+            continue
+        found = f"version {copy.head.version}, until {copy.head.valid_until}"
+        yield _answer(f"list {name}", until.timestamp() > time.time(), found, "lrms-vm image list --update")
 
 
 def _kvm(config: Config) -> Iterator[Finding]:
