@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lrms_vm import download, kept_tree, locks, sidefiles, store, trust_state
+from lrms_vm import download, locks, sidefiles, store, trust_state
 from lrms_vm import lease as leasing
 from lrms_vm.admission import NO_ROOM, Admission, disk_full, vo_of
 from lrms_vm.convert import as_raw
@@ -208,8 +208,8 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
         )
         if vouched.sha256 != image.sha256:
             meta = meta.with_origins([vouched])
-        kept_tree.keep(part, image.sha256, raw.size_bytes, raw.leaves or _tree_of(part / "image"))
-        (part / "leaves").unlink(missing_ok=True)
+        store.write_leaves(part, raw.leaves or _tree_of(part / "image"))
+        (part / download.SIGNED_LEAVES).unlink(missing_ok=True)
         store.write_meta(part, meta)
         job.step("described")
         with store.changing(job.places, deadline=job.deadline):

@@ -26,6 +26,7 @@ from lrms_vm.trust import digests as hashes
 from lrms_vm.trust import tree
 from lrms_vm.trust.tree import Tree
 
+SIGNED_LEAVES = "leaves.signed"  # beside a partial: what its chunks prove themselves by
 LEAVES_TIMEOUT_S = 60.0
 AHEAD_BYTES = 8 << 20  # received and not yet proved
 MIN_GAP_BYTES = 16 << 20  # a smaller piece that is there is fetched again rather than asked around
@@ -149,7 +150,7 @@ def _all(failures: Sequence[LrmsVmError]) -> LrmsVmError:
 
 def _proved_leaves(order: Order, part: Path) -> tuple[bytes, ...] | None:
     """The leaves, from before or fetched now; None where nobody has those of the signed root."""
-    wanted, path = order.tree, part / "leaves"
+    wanted, path = order.tree, part / SIGNED_LEAVES
     if wanted is None or wanted.leaves_url is None or order.size_bytes is None:
         return None
     with contextlib.suppress(OSError):
