@@ -147,7 +147,7 @@ def unsigned(data: bytes) -> ImageList:
 
 def _clear_signed(signer: Signer, payload: bytes, digest: str, at: datetime) -> bytes:
     """As `openssl smime -sign` writes it, and `openssl smime -verify` reads it: lines of the text end with CRLF."""
-    content = smime.forms(payload)[-1]
+    content = smime.canonical(payload)
     signature = detached_cms(signer, digests.of(digest, content), digest, at)
     boundary = b"----" + digests.of("sha256", content).hex()[:32].upper().encode()
     if boundary in content:

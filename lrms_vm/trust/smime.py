@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -78,13 +78,18 @@ def split(data: bytes) -> Message:
     return Message(_base64(body), content, "smime")
 
 
-def forms(content: bytes) -> tuple[bytes, ...]:
+def forms(content: bytes) -> Iterator[bytes]:
     """The part as it stands, and with CRLF at every line's end, as it was signed if its ends were changed since.
 
     The signature's digest picks one; that one is then read.
     """
-    canonical = re.sub(rb"\r?\n", b"\r\n", content)
-    return (content,) if canonical == content else (content, canonical)
+    yield content
+    yield canonical(content)
+
+
+def canonical(content: bytes) -> bytes:
+    """With CRLF at the end of every line, as text is signed without -binary (RFC 8551 section 3.1.1)."""
+    return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 def text_of(content: bytes) -> bytes:

@@ -6,7 +6,7 @@ than an extract: the list's head, its signer and that image (trust/list_extract.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -134,7 +134,7 @@ def _path(signed: SignedList | cms.Signature, anchors: TrustAnchors, policy: Pol
 def _signature_and_content(message: smime.Message) -> tuple[cms.Signature, bytes]:
     if message.content is None:
         signature, content = cms.parse_attached(message.signature, max_content_bytes=strict_json.MAX_BYTES)
-        candidates: Sequence[bytes] = (content,)
+        candidates: Iterable[bytes] = (content,)
     else:
         signature = cms.parse(message.signature)
         candidates = smime.forms(message.content)
