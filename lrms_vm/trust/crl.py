@@ -23,7 +23,7 @@ from lrms_vm.trust import der
 
 _BEGIN, _END = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 _V2 = 1
-_PLAIN_EXTENSIONS = ("2.5.29.20", "2.5.29.35")  # cRLNumber, authorityKeyIdentifier
+_NUMBER, _KEY_IDENTIFIER = "2.5.29.20", "2.5.29.35"  # cRLNumber, authorityKeyIdentifier
 _CRITICAL = b"\x01\x01\xff"  # BOOLEAN TRUE: in an entry, that an extension of it must be understood
 # AlgorithmIdentifiers, whole: RFC 4055 section 5 (with NULL), RFC 5758 section 3.2 (without).
 _RSA = {
@@ -46,6 +46,7 @@ class PlainCrl:
     this_update: datetime
     next_update: datetime
     entries: bytes  # DER of all of them
+    key_identifier: bytes | None  # of the key that signed it
     signed: bytes
     algorithm: bytes
     signature: bytes
@@ -60,6 +61,8 @@ class PlainCrl:
             usage = None
         if usage is not None and not usage.crl_sign:
             return False
+        if self.key_identifier not in (None, _key_identifier(ca)):
+            return False
         key = ca.public_key()
         try:
             if isinstance(key, rsa.RSAPublicKey) and self.algorithm in _RSA:
@@ -73,12 +76,12 @@ class PlainCrl:
         return True
 
     def may_list(self, certificate: x509.Certificate) -> bool:
-        """False only where it certainly does not."""
+        """False only where it certainly does not, with the number in any encoding that OpenSSL reads (X.690 8.3)."""
         number = certificate.serial_number
         if number < 0:
             return True
         content = number.to_bytes(number.bit_length() // 8 + 1, "big")
-        return bytes([der.INTEGER, len(content)]) + content in self.entries
+        return bytes([len(content)]) + content in self.entries or b"\0" + content in self.entries  # or: padded
 
     def counts(self, at: datetime, grace: timedelta) -> bool:
         return self.this_update <= at < self.next_update + grace
@@ -105,14 +108,24 @@ def read(pem: bytes) -> PlainCrl | None:
         entries = fields.take_if(der.SEQUENCE)
         extensions = fields.take_if(0xA0)
         fields.end()
-        if extensions is None or not _are_plain(der.read(extensions.content)):
+        known = _plain_extensions(der.read(extensions.content)) if extensions is not None else None
+        if known is None:
             return None
     except (der.DerError, ValueError, OverflowError):  # binascii.Error is a ValueError
         return None
     listed = entries.content if entries is not None else b""
     if _CRITICAL in listed:
         return None
-    return PlainCrl(issuer, this_update, next_update, listed, head.raw, algorithm.raw, signature.content[1:])
+    return PlainCrl(
+        issuer=issuer,
+        this_update=this_update,
+        next_update=next_update,
+        entries=listed,
+        key_identifier=known.get(_KEY_IDENTIFIER),
+        signed=head.raw,
+        algorithm=algorithm.raw,
+        signature=signature.content[1:],
+    )
 
 
 def ends_of(
@@ -143,15 +156,34 @@ def ends_of(
     return ends
 
 
-def _are_plain(extensions: der.Element) -> bool:
-    """Only those that change nothing about which certificates the CRL is for, and none of them critical."""
+def _plain_extensions(extensions: der.Element) -> dict[str, bytes] | None:
+    """By OID what is in the two that change nothing about whom the CRL is for, neither critical; None for others."""
+    found: dict[str, bytes] = {}
     for one in extensions.children(der.SEQUENCE, "extensions"):
         fields = one.children(der.SEQUENCE, "extension")
-        if der.oid(fields.take_any("extension"), "extension") not in _PLAIN_EXTENSIONS:
-            return False
-        if fields.take_if(der.OCTET_STRING) is None or len(fields):
-            return False
-    return True
+        kind = der.oid(fields.take_any("extension"), "extension")
+        value = fields.take_if(der.OCTET_STRING)
+        if value is None or len(fields) or kind in found:
+            return None
+        inner = der.read(value.content)
+        if kind == _NUMBER:
+            if der.integer(inner, "cRLNumber") < 0:
+                return None
+            found[kind] = inner.content
+        elif kind == _KEY_IDENTIFIER:
+            identifiers = inner.children(der.SEQUENCE, "authorityKeyIdentifier")
+            found[kind] = identifiers.take(0x80, "keyIdentifier").content
+            identifiers.end()
+        else:
+            return None
+    return found
+
+
+def _key_identifier(ca: x509.Certificate) -> bytes | None:
+    try:
+        return ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _time(element: der.Element) -> datetime:

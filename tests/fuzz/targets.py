@@ -11,7 +11,7 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from lrms_vm import config, disk_format, image, qcow2, request, units
 from lrms_vm.errors import ConfigError, LrmsVmError, RequestError, SiteError, UsageError
@@ -32,6 +32,7 @@ from lrms_vm.trust import (
     voms,
     x509,
 )
+from lrms_vm.trust import crl as plain_crl
 from lrms_vm.trust.verify import SignatureFiles, TrustAnchors, check_bytes, check_claim, named_signer
 from lrms_vm.trust.verify_list import claim_listed, open_list
 from tests import lists
@@ -154,6 +155,8 @@ def read_certificate(data: bytes) -> None:
 
 def read_crl(data: bytes) -> None:
     crl = pem("X509 CRL", data)
+    chain = (SIGNERS["rsa"].certificate, CA.certificate)
+    plain_crl.ends_of(chain, [crl], at=NOW, grace=timedelta(0), must_be_there=bool(len(data) % 2))
     x509.crl_expiries(TrustAnchors((), (crl, data)))
     _judge(SignatureFiles("dgst", BARE, "sha256", SIGNERS["rsa"].pem), replace(ANCHORS, crls=(crl, data)))
 
