@@ -66,10 +66,12 @@ def parse_namespaces(data: bytes) -> tuple[Statement, ...]:
             raise NamesError(f"cannot read {joined[at : at + 60].strip()!r}")
         issuer = None if match[1].upper() == "SELF" else _aliased(match[2])
         permit = match[3].upper() == "PERMIT"
-        statements.append(Statement(issuer, permit, _subjects(_aliased(match[4]), permit)))
+        subjects = _subjects(_aliased(match[4]), permit)
+        if subjects:
+            statements.append(Statement(issuer, permit, subjects))
         at = match.end()
     if not statements:
-        raise NamesError("no statement in it")
+        raise NamesError("no statement in it that we read; of regular expressions that is .* only")
     return tuple(statements)
 
 
@@ -132,7 +134,13 @@ def _aliased(text: str) -> str:
 
 
 def _subjects(pattern: str, permit: bool) -> tuple[str, ...]:
-    """Never wider than the file's author meant for a PERMIT, never narrower for a DENY."""
+    """Never wider than the file's author meant for a PERMIT, never narrower for a DENY.
+
+    A PERMIT that says more than we read permits nothing, as in IGTF's file of the USERTrust root CA, where names of
+    CAs end with "[Run by the Issuer]": its other statements must count. A DENY like that makes the file unreadable.
+    """
     if _BEYOND_US.search(pattern) or (not permit and _BEYOND_US_IN_DENY.search(pattern)):
+        if permit:
+            return ()
         raise NamesError(f"{pattern[:60]!r}: of regular expressions only .* is read")
     return tuple(pattern.split(".*") if permit else re.split(r"\.\*?", pattern))
