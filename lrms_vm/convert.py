@@ -47,15 +47,19 @@ def as_raw(part: Path, received: Received, claim: Claim, *, source: str, deadlin
         os.close(fd)
     if header is None:
         return Vouched(received.digests, received.size_bytes), received
-    digests = to_raw(image, raw, max_virtual_bytes=header.virtual_size_bytes, deadline=deadline, source=source)
-    if raw.lstat().st_size != header.virtual_size_bytes:
-        raise RequestError(
-            f"{source}: qemu-img finds a disk of {raw.lstat().st_size} bytes in the qcow2, we find one of "
-            f"{header.virtual_size_bytes}",
-            hint="the file means different things to different readers: make it anew",
-            code="image-ambiguous",
-        )
-    raw.rename(image)
+    raw.unlink(missing_ok=True)  # of one that was killed here: a partial can be taken up again
+    try:
+        digests = to_raw(image, raw, max_virtual_bytes=header.virtual_size_bytes, deadline=deadline, source=source)
+        if raw.lstat().st_size != header.virtual_size_bytes:
+            raise RequestError(
+                f"{source}: qemu-img finds a disk of {raw.lstat().st_size} bytes in the qcow2, we find one of "
+                f"{header.virtual_size_bytes}",
+                hint="the file means different things to different readers: make it anew",
+                code="image-ambiguous",
+            )
+        raw.rename(image)
+    finally:
+        raw.unlink(missing_ok=True)
     vouched = Vouched(received.digests, received.size_bytes, "qcow2")
     return vouched, Received(digests, stamp_of(image.lstat()))
 

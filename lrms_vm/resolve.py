@@ -51,6 +51,6 @@ def _place(url: str, config: Config) -> ImageEntry:
             code="image-place-not-allowed",
         )
     name = url.rpartition("/")[2]
-    for suffix in (".img", ".raw"):
+    for suffix in (".img", ".raw", ".qcow2"):
         name = name.removesuffix(suffix)
     return ImageEntry(name=name, url=url)

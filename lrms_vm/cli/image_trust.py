@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 DIGESTS = ("sha256", "sha384", "sha512")
 _SUFFIXES = (*DIGESTS, "sha1")
 _MAX_BYTES = 64 << 10
+LOOK_TIMEOUT_S = 600.0
 
 _SIGN = """\
 examples:
@@ -80,7 +82,9 @@ def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--signature", type=Path, metavar="FILE", help="where it is not beside the image")
     parser.add_argument("--cert", type=Path, metavar="PEM", help="the signer's certificate, for a bare signature")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="default: the site's trust.toml")
-    parser.add_argument("--name", help="the image's name at the site (default: the file's, without .img or .raw)")
+    parser.add_argument(
+        "--name", help="the image's name at the site (default: the file's, without .img, .raw or .qcow2)"
+    )
     parser.add_argument("--user", help="and may this user run it?")
     parser.add_argument("--partition", default="", help="where (default: a node with no batch system)")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -162,14 +166,30 @@ def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, End
         files,
         anchors=anchors,
         policy=policy,
-        image_name=args.name or args.image.name.removesuffix(".img").removesuffix(".raw"),
+        image_name=args.name or args.image.name.removesuffix(".img").removesuffix(".raw").removesuffix(".qcow2"),
         user=args.user,
         partition=args.partition,
         groups=site_trust.groups_of(args.user) if args.user else (),
         at=datetime.now(UTC),
     )
     digests, size_bytes = hash_image(args.image, {"sha256", claim.digest_algorithm})
-    return claim, verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
+    endorsement = verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
+    _check_form(args.image, claim, endorsement.sha256, size_bytes)
+    return claim, endorsement
+
+
+def _check_form(image: Path, claim: Claim, sha256: str, size_bytes: int) -> None:
+    """It is a raw disk, or something that policy lets become one here. What cannot be converted shows only at boot."""
+    from lrms_vm.convert import look
+    from lrms_vm.trust.forms import check_form
+
+    fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        header = look(fd, claim, source=str(image), deadline=time.monotonic() + LOOK_TIMEOUT_S)
+    finally:
+        os.close(fd)
+    raw_size_bytes = header.virtual_size_bytes if header else size_bytes
+    check_form(claim, "qcow2" if header else "raw", sha256, size_bytes=size_bytes, raw_size_bytes=raw_size_bytes)
 
 
 def _side_files(image: Path, signature: Path | None, certificate: Path | None) -> SignatureFiles:
