@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lrms_vm.errors import LrmsVmError, NodeError
-from lrms_vm.fetch import Fetch, fetch_dropped, unprivileged
+from lrms_vm.fetch import Fetch, Part, fetch_dropped, unprivileged
 
 BODY = os.urandom(1 << 20) * 3 + b"end"
 
@@ -100,6 +100,92 @@ class Server(BaseHTTPRequestHandler):
     def go_nowhere(self) -> None:
         self.answer(302)
 
+    def go_coded(self) -> None:
+        self.answer(200, BODY, Content_Length="", Transfer_Encoding="gzip, chunked")
+
+    def go_chunked_negative(self) -> None:
+        self.answer(200, b"-5\r\nabc\r\n0\r\n\r\n", Content_Length="", Transfer_Encoding="chunked")
+
+    def go_inward_short(self) -> None:
+        self.answer(302, Location=f"http://127.1:{self.server.server_address[1]}/ok")  # type: ignore[attr-defined]
+
+    def go_inward_number(self) -> None:
+        self.answer(302, Location=f"http://2130706433:{self.server.server_address[1]}/ok")  # type: ignore[attr-defined]
+
+    def go_inward_mapped(self) -> None:
+        self.answer(302, Location=f"http://[::ffff:127.0.0.1]:{self.server.server_address[1]}/ok")  # type: ignore[attr-defined]
+
+    def go_continue(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def go_drip(self) -> None:
+        self.send_response(200)
+        self.flush_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b"X")
+                time.sleep(0.1)
+
+    # parts of a file, and connections that break
+
+    def part(self, *, cut: int | None = None, tag: str = '"v1"', total: int | None = None, **headers: str) -> None:
+        """Answer a Range as RFC 9110 says, ending the body after `cut` bytes."""
+        wanted = self.headers.get("Range", "")
+        if wanted and self.headers.get("If-Range", tag) == tag:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), int(last) + 1 if last else len(BODY)
+            headers.setdefault("Content_Range", f"bytes {start}-{end - 1}/{total or len(BODY)}")
+            body, status = BODY[start:end], 206
+        else:
+            body, status = BODY, 200
+        self.answer(status, body[:cut], Content_Length=str(len(body)), ETag=tag, **headers)
+
+    def go_ranges(self) -> None:
+        self.part()
+
+    def go_cuts(self) -> None:
+        self.part(cut=len(BODY) // 5)
+
+    def go_crumbs(self) -> None:
+        self.part(cut=10)
+
+    def go_changes(self) -> None:
+        self.part(cut=len(BODY) // 5, tag=f'"{time.monotonic()}"')
+
+    def go_changes_silently(self) -> None:
+        self.part(cut=len(BODY) // 5, tag="", total=len(BODY) if "Range" not in self.headers else 5 + len(BODY))
+
+    def go_cuts_whole(self) -> None:
+        self.answer(200, BODY[:100], Content_Length=str(len(BODY)), ETag='"v1"')
+
+    def go_elsewhere(self) -> None:
+        self.part(Content_Range=f"bytes 0-4/{len(BODY)}")
+
+    def go_longer(self) -> None:
+        self.part(total=len(BODY) + 1)
+
+    def go_unsaid(self) -> None:
+        self.part(Content_Range="")
+
+    def go_unknown(self) -> None:
+        self.part(Content_Range="bytes 5-9/*")
+
+    def go_several(self) -> None:
+        self.part(Content_Range="", Content_Type="multipart/byteranges; boundary=x")
+
+    def go_endless_part(self) -> None:
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes 5-9/{len(BODY)}")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(BODY[5:10] + b"x" * 65536)
+
+    def go_unsatisfiable(self) -> None:
+        self.answer(416)
+
     def go_endless(self) -> None:
         self.send_response(200)
         self.end_headers()
@@ -174,6 +260,11 @@ def test_a_body_comes_as_it_was_sent(base: str) -> None:
         ("negative", "image-server-down"),
         ("overflow", "image-server-down"),
         ("garbage", "image-server-down"),
+        ("coded", "image-encoded"),
+        ("chunked-negative", "image-short"),
+        ("inward-short", "image-redirect"),
+        ("inward-number", "image-redirect"),
+        ("inward-mapped", "image-redirect"),
         ("long-header", "image-server-down"),
         ("file", "image-redirect"),
         ("loop", "image-redirect"),
@@ -196,6 +287,75 @@ def test_the_deadline_holds_whatever_the_server_does(base: str) -> None:
     start = time.monotonic()
     assert code_of(f"{base}/crawl", patient, timeout_s=0.7) == "image-server-slow"
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("path", ["continue", "drip"])
+def test_a_server_that_never_gets_to_the_body_is_given_up_by_the_deadline(base: str, path: str) -> None:
+    start = time.monotonic()
+    assert code_of(f"{base}/{path}", timeout_s=1.0) == "image-server-slow"
+    assert time.monotonic() - start < 4
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_stopped(base: str) -> None:
+    assert read(f"{base}/cuts") == BODY
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), [("crumbs", "image-server-slow"), ("changes", "image-short"), ("cuts-whole", "image-short")]
+)
+def test_a_body_in_too_many_pieces_or_of_two_versions_is_not_taken(base: str, path: str, code: str) -> None:
+    assert code_of(f"{base}/{path}") == code
+
+
+def test_a_file_of_another_size_is_not_gone_on_with(base: str) -> None:
+    assert code_of(f"{base}/changes-silently") == "bytes-differ"
+
+
+def part_of(url: str, *ranges: tuple[int, int], size_bytes: int = len(BODY)) -> bytes:
+    part = Part(ranges, size_bytes)
+    return b"".join(FETCH.fetch(url, max_bytes=part.wanted_bytes, deadline=time.monotonic() + 20, part=part))
+
+
+def test_parts_of_a_file_come_in_turn(base: str) -> None:
+    assert part_of(f"{base}/ranges", (5, 10)) == BODY[5:10]
+    middle = (1 << 20, (1 << 20) + 70_000)
+    assert (
+        part_of(f"{base}/ranges", (0, 3), middle, (len(BODY) - 1, len(BODY))) == BODY[:3] + BODY[slice(*middle)] + b"d"
+    )
+    assert part_of(f"{base}/ranges", (0, len(BODY))) == BODY == part_of(f"{base}/ok", (0, len(BODY)))
+    assert part_of(f"{base}/cuts", (7, len(BODY))) == BODY[7:]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("ok", "image-no-ranges"),
+        ("elsewhere", "image-server-down"),
+        ("longer", "bytes-differ"),
+        ("unsaid", "image-server-down"),
+        ("unknown", "image-server-down"),
+        ("several", "image-server-down"),
+        ("unsatisfiable", "image-server-down"),
+        ("missing", "image-missing"),
+        ("gzip", "image-no-ranges"),
+        ("part", "bytes-differ"),
+    ],
+)
+def test_another_part_than_the_one_that_was_asked_for(base: str, path: str, code: str) -> None:
+    with pytest.raises(LrmsVmError) as caught:
+        part_of(f"{base}/{path}", (5, 11))
+    assert caught.value.code == code
+
+
+def test_a_part_ends_where_it_was_to_end(base: str) -> None:
+    assert part_of(f"{base}/endless-part", (5, 10)) == BODY[5:10]
+
+
+@pytest.mark.parametrize("size_bytes", [len(BODY) - 1, len(BODY) + 1])
+def test_a_file_of_another_size_than_was_signed_is_refused_before_its_bytes(base: str, size_bytes: int) -> None:
+    with pytest.raises(LrmsVmError) as caught:
+        part_of(f"{base}/ok", (0, size_bytes), size_bytes=size_bytes)
+    assert caught.value.code == "bytes-differ"
 
 
 def test_no_server_is_the_sites_fault() -> None:

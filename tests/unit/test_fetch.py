@@ -139,6 +139,7 @@ def test_any_text_as_a_url_is_taken_apart_or_refused(text: str) -> None:
         ("http://h/x", "http://localhost:22/"),
         ("http://h/x", "http://169.254.169.254/latest"),
         ("http://h/x", "http://0.0.0.0/"),
+        ("http://h/x", "http://[::ffff:127.0.0.1]/"),
         ("http://h/x", "//user@h2/"),
         ("http://h/x", "http://[::1/"),
         ("http://h/x", "/a\nb"),
@@ -148,6 +149,35 @@ def test_a_redirect_may_not_lead_there(before: str, location: str) -> None:
     with pytest.raises(Failure) as caught:
         redirected(check_url(before), location)
     assert caught.value.code == "image-redirect"
+
+
+@pytest.mark.parametrize(
+    ("first", "peer", "allowed"),
+    [
+        ("192.0.43.8", "192.0.43.9", True),
+        ("192.0.43.8", "2001:4860:4860::8888", True),
+        ("10.0.0.1", "10.0.0.2", True),
+        ("10.0.0.1", "192.0.43.8", True),
+        ("127.0.0.1", "10.0.0.2", True),
+        ("192.0.43.8", "10.0.0.1", False),
+        ("192.0.43.8", "100.64.0.1", False),
+        ("192.0.43.8", "fd00::1", False),
+        ("10.0.0.1", "127.0.0.1", False),
+        ("10.0.0.1", "::1", False),
+        ("10.0.0.1", "::ffff:127.0.0.1", False),
+        ("10.0.0.1", "169.254.169.254", False),
+        ("10.0.0.1", "fe80::1%eth0", False),
+        ("192.0.43.8", "::ffff:10.0.0.1", False),
+        ("10.0.0.1", "a name", False),
+    ],
+)
+def test_whom_a_redirect_reached_counts_not_its_name(first: str, peer: str, allowed: bool) -> None:
+    if allowed:
+        fetch_http.check_peer(first, peer)
+    else:
+        with pytest.raises(Failure) as caught:
+            fetch_http.check_peer(first, peer)
+        assert caught.value.code == "image-redirect"
 
 
 @pytest.mark.parametrize("location", ["/y", "http://h2/y", "https://h/y", "y?z=1"])
