@@ -123,7 +123,6 @@ class Refresher:
         message_sha256 = hashlib.sha256(message).hexdigest()
         if old is not None and old.head.message_sha256 == message_sha256:
             self._settle(old)
-            os.utime(old.path)
             return self._kept(one.name)
         signed = self.decide.open_list(message)
         _check_identifier(one, old, signed)
@@ -131,6 +130,7 @@ class Refresher:
             ratchet = _seeded(trust_state.read_ratchet(self.places), old)
             advanced = check_ratchet(ratchet, signed)
             self.step("checked")
+            trust_state.remove_unfinished(path_of(self.places, one.name))
             _write_copy(path_of(self.places, one.name), one.url, message_sha256, signed, old, self.decide.at)
             self.step("listed")
             trust_state.keep_ratchet(self.places, advanced)
@@ -154,6 +154,9 @@ class Refresher:
                 trust_state.keep_ratchet(self.places, seeded)
 
     def _kept(self, name: str) -> Copy:
+        """The copy, which is an answer to all who wait for the lock: the file's own time would be a few ms early."""
+        now = time.time()
+        os.utime(path_of(self.places, name), (now, now))
         copy = self.copy(name)
         if copy is None:
             raise NodeError(f"{path_of(self.places, name)}: written, but not to be read", code="state-unsafe")

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrms_vm.errors import NodeError, RequestError, SiteError, UsageError
-from lrms_vm.paths import Places
 from lrms_vm.locks import locked as _locked
+from lrms_vm.paths import Places
 from lrms_vm.store import write_durably
 
 if TYPE_CHECKING:
@@ -87,7 +87,16 @@ def keep_ratchet(places: Places, ratchet: Ratchet) -> None:
     """Durably. Caller holds `locked`. Raises `NodeError`."""
     from lrms_vm.trust import freshness
 
+    remove_unfinished(_ratchet(places))
     _write(_ratchet(places), freshness.write_ratchet(ratchet))
+
+
+def remove_unfinished(path: Path) -> None:
+    """What writers of `path` that a crash ended left beside it. Caller holds the lock of its writers."""
+    unfinished = re.compile(re.escape(f".{path.name}.") + "[0-9]+", re.ASCII)
+    for other in path.parent.iterdir():
+        if unfinished.fullmatch(other.name):
+            other.unlink(missing_ok=True)
 
 
 def read_clock(places: Places) -> ClockMark | None:

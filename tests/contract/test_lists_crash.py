@@ -67,7 +67,7 @@ def version_of(places: Places) -> str:
 
 
 def all_is_well(places: Places, before: str = "7") -> None:
-    """Old or new, whole; and what was once accepted as new is never older again."""
+    """Old or new, whole; what was once accepted as new is never older again; and nothing unfinished is left."""
     seen = [one.version for one in trust_state.read_ratchet(places).lists.values()]
     trust_state.read_clock(places)
     copied = version_of(places)
@@ -83,6 +83,9 @@ def all_is_well(places: Places, before: str = "7") -> None:
     time.sleep(0.01)
     assert find(places, "atlas/new", serving(NEW)).version == "1.2.3"
     assert [one.version for one in trust_state.read_ratchet(places).lists.values()] == ["8"]
+    if copied != "8":
+        names = [path.name for path in (*places.lists.iterdir(), *places.trust.iterdir())]
+        assert [name for name in names if name.startswith((".atlas", ".ratchet"))] == []
 
 
 @pytest.mark.parametrize("first", [True, False])
