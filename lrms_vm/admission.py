@@ -71,12 +71,15 @@ class Admission:
     def twice(self, work: Callable[[], T]) -> T:
         """Do `work`; when the disk turns out to be full, make room and do it once more. Raises what `work` raises."""
         try:
-            return work()
+            done = work()
         except OSError as error:
             if error.errno not in NO_ROOM or self._places is None or not self._gave_way(self._places):
                 raise
-        self._looked_at_bytes = 0
-        return work()
+            self._looked_at_bytes = 0
+            done = work()
+        if self._places is not None:
+            make_room(self._places, self.limits, 0, self._vo)  # below the marks again, if its size was not known
+        return done
 
     def _gave_way(self, places: Places) -> bool:
         """The disk is full whatever statvfs says: as if nothing but what goes were free. True if anything went."""
@@ -158,10 +161,10 @@ def no_room(places: Places, limits: Limits, made: Plan, wanted_bytes: int) -> Lr
     more = f"no room for {size_text(wanted_bytes)} more" if wanted_bytes else "no room left"
     held = _held(places)
     hint = "see `lrms-vm cache list`; cache_max, cache_reserve and cache_quota are the site's"
-    if made.short_vo:
+    if made.short_vo is not None:
         return SiteError(
-            f"{places.store}: {more}: images of {made.short_vo} may take {size_text(made.limit_bytes)} on this node "
-            f"and take {size_text(made.taken_bytes)}; {held}",
+            f"{places.store}: {more}: images of {made.short_vo or 'no VO'} may take "
+            f"{size_text(made.limit_bytes)} on this node and take {size_text(made.taken_bytes)}; {held}",
             hint=hint,
             code="vo-quota-full",
         )

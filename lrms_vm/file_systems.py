@@ -41,7 +41,7 @@ NETWORK = frozenset(
 def kind_of(path: Path) -> str:
     """The type, e.g. "ext4", of the file system that holds `path`, or the nearest parent that exists. `OSError`."""
     existing = next(p for p in [path, *path.parents] if p.exists()).resolve()
-    return _kind_at(str(existing), Path("/proc/self/mountinfo").read_text())
+    return kind_at(str(existing), Path("/proc/self/mountinfo").read_text())
 
 
 def on_network(kind: str) -> bool:
@@ -49,7 +49,7 @@ def on_network(kind: str) -> bool:
     return kind in NETWORK or kind == "fuse" or kind.startswith("fuse.")
 
 
-def _kind_at(path: str, table: str) -> str:
+def kind_at(path: str, table: str) -> str:
     """The last mount that covers the path hides those before it."""
     best, kind = "", "unknown"
     for line in table.splitlines():

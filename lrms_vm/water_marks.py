@@ -51,7 +51,7 @@ class Plan:
     limit_bytes: int  # of the cache, or of the VO when it is the VO that is short
     taken_bytes: int  # of that limit, once `remove` is gone
     short_bytes: int  # by how much the image to come does not fit; 0: it does
-    short_vo: str = ""  # the VO whose quota is short; "": the cache as a whole
+    short_vo: str | None = None  # the VO whose quota is short; None: the cache as a whole
 
 
 def default_reserve_bytes(total_bytes: int) -> int:
