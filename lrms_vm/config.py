@@ -74,6 +74,8 @@ class Config:
     spank_plugin: str = ""  # path of lrms_vm.so; the prologue makes sure that slurmd has loaded it. Empty: not checked
     slurm_admin_comment: bool = False  # write each accepted image's provenance into its job's AdminComment
     image_places: tuple[str, ...] = ()  # prefixes of paths and URLs that a job may name directly
+    http_proxy: str = ""  # http://HOST:PORT for images and lists; the environment's is never used
+    http_ca_file: str = ""  # PEM, readable by everybody, for https; empty: the system's
     contact: str = "your site's administrators"
     cache_max: str = ""  # a size: what the node's images may take. Empty: what the disk gives beyond cache_reserve
     cache_high_water: int = 90  # percent of that; from here on the least recently used go
@@ -222,6 +224,10 @@ def _contradictions(config: Config) -> list[str]:
     for key in ("state_dir", "run_dir", "policy", "scontrol"):
         if not str(getattr(config, key)).startswith("/"):
             problems.append(f"{key}: expected an absolute path, got {getattr(config, key)!r}")
+    if config.http_ca_file and not config.http_ca_file.startswith("/"):
+        problems.append(f"http_ca_file: expected an absolute path, got {config.http_ca_file!r}")
+    if config.http_proxy and re.fullmatch(r"http://[A-Za-z0-9.\[\]:-]{1,250}/?", config.http_proxy, re.ASCII) is None:
+        problems.append(f"http_proxy: expected http://HOST:PORT, got {config.http_proxy!r:.80}")
     if config.hypervisor not in HYPERVISORS:
         problems.append(f"hypervisor: expected one of {', '.join(HYPERVISORS)}, got {config.hypervisor!r}")
     if config.kernel and config.kernel not in config.kernels:

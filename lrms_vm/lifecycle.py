@@ -233,7 +233,7 @@ def _acquire(
         user=account.name, groups=[name for name, _ in account.groups], partition=allocation.partition
     )
     try:
-        entry = _resolved(request.image, config, actors, decide, deadline)
+        entry = resolved(request.image, config, actors.fetch, decide, deadline)
         record.note("lease", image=entry.name)
         image = cache.acquire(
             entry,
@@ -262,16 +262,15 @@ def _acquire(
     return facts, image, decide.limits
 
 
-def _resolved(
-    reference: ImageReference, config: Config, actors: Actors, decide: JobDecision, deadline: float
+def resolved(
+    reference: ImageReference, config: Config, fetch: Fetcher, decide: JobDecision, deadline: float
 ) -> ImageEntry:
-    refresher = Refresher(config.lists, config.places, decide, actors.fetch, deadline)
+    """What the site, or a list it subscribes to, says of an image. Raises as `resolve.resolve`."""
+    refresher = Refresher(config.lists, config.places, decide, fetch, deadline)
 
     def sha256_of(entry: ImageEntry) -> str | None:
         try:
-            return sidefiles.sha256_of(
-                entry, places=config.places, decide=decide, fetch=actors.fetch, deadline=deadline
-            )
+            return sidefiles.sha256_of(entry, places=config.places, decide=decide, fetch=fetch, deadline=deadline)
         except (RequestError, SiteError):
             return None  # not by this one
 

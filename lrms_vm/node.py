@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lrms_vm.anchors import read_anchors
+from lrms_vm.anchors import CaDirectory
 from lrms_vm.config import Config, read_trusted
 from lrms_vm.decision import Decision
 from lrms_vm.fetch import Fetch
@@ -21,12 +21,12 @@ def hypervisor(config: Config) -> Hypervisor:
 def decision(config: Config) -> Decision:
     """Raises `ConfigError` for a policy or a CA directory that cannot be believed."""
     policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
-    return Decision(policy, read_anchors(Path(policy.ca_dir)))
+    return Decision(policy, CaDirectory(Path(policy.ca_dir)))
 
 
 def fetcher(config: Config) -> Fetch:
     """How this node gets bytes."""
-    return Fetch()
+    return Fetch(proxy=config.http_proxy or None, ca_file=config.http_ca_file or None)
 
 
 def actors(config: Config) -> Actors:

@@ -16,7 +16,10 @@ from lrms_vm.errors import EXIT_USAGE, LrmsVmError
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "run": (("run",), "run a command in a guest on this machine, with no batch system"),
     "status": (("status",), "the guests on this node: whose, which image, which phase"),
-    "image": (("image_trust", "image_build", "image_list", "image_show"), "sign, verify, build and list images"),
+    "image": (
+        ("image_trust", "image_build", "image_list", "image_show", "image_pull"),
+        "sign, verify, pull, build and list images",
+    ),
     "cache": (("cache",), "the node's verified image cache"),
     "trust": (("trust",), "what must not go back on this node, and the ways back"),
     "render": (("render",), "what would be given to the hypervisor for a job"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrms_vm.cli import image_sign_list, site_trust
+from lrms_vm.cli.progress import Progress
 from lrms_vm.errors import LrmsVmError, RequestError, UsageError
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ def _sign(args: argparse.Namespace) -> int:
         return image_sign_list.sign(args, signer, digest, at)
     if args.image is None or args.form in image_sign_list.FORMS:
         raise UsageError("say which IMAGE, and --form cms or dgst; or --list FILE", code="image-unreadable")
-    done = signing.sign_image(args.image, signer, form=args.form or "cms", digest=digest, at=at)
+    with Progress(
+        f"reading {args.image.name}", args.image.stat().st_size if args.image.is_file() else None
+    ) as progress:
+        done = signing.sign_image(args.image, signer, form=args.form or "cms", digest=digest, at=at, progress=progress)
     _warn_about_others(args.image, done.files)
     if args.json:
         print(
@@ -158,7 +162,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, Endorsement]:
-    from lrms_vm.signing import hash_image
+    from lrms_vm.signing import check_image
     from lrms_vm.trust import verify
 
     policy, anchors = site_trust.load(args.policy, args.config)
@@ -172,8 +176,9 @@ def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, End
         groups=site_trust.groups_of(args.user) if args.user else (),
         at=datetime.now(UTC),
     )
-    digests, size_bytes = hash_image(args.image, {"sha256", claim.digest_algorithm})
-    endorsement = verify.check_bytes(claim, digests=digests, size_bytes=size_bytes)
+    size_bytes = args.image.stat().st_size
+    with Progress(f"reading {args.image.name}", size_bytes) as progress:
+        endorsement = check_image(args.image, claim, progress=progress)
     _check_form(args.image, claim, endorsement.sha256, size_bytes)
     return claim, endorsement
 
