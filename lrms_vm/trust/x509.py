@@ -79,6 +79,13 @@ class TrustAnchors:
     signing_policies: tuple[tuple[str, bytes], ...] = ()
     source: str = "the CA directory"
 
+    def above(self, certificates: Iterable[x509.Certificate]) -> TrustAnchors:
+        """What a decision about these needs; here, all there is."""
+        return self
+
+    def everything(self) -> TrustAnchors:
+        return self
+
 
 @dataclass(frozen=True)
 class Path:
@@ -172,6 +179,7 @@ def validate(
         _check_key(certificate, min_rsa_bits)
         if index < len(chain) - 1:  # the anchor's own signature proves nothing and is not asked
             _check_certificate(certificate)
+            _check_purposes(certificate)
     if problem := certificate_policies.problem(chain[-2::-1]):
         raise RequestError(
             f"the certificate path of {dn.show(signer.subject)} does not hold: {problem}", code="signer-path-invalid"
@@ -205,6 +213,22 @@ def check_signer(signer: x509.Certificate, *, min_rsa_bits: int) -> None:
             f"{who} is not for persons: its extendedKeyUsage has none of emailProtection, codeSigning, clientAuth",
             code="signer-key-usage",
         )
+
+
+def issuer_hashes(certificates: Iterable[x509.Certificate]) -> set[str]:
+    """How the files of these certificates' CAs are called: X509_NAME_hash(3) of each issuer, in hex."""
+    found = set()
+    for one in certificates:
+        try:
+            found.add(f"{crypto.X509.from_cryptography(one).get_issuer().hash():08x}")
+        except MALFORMED:
+            continue  # nothing is above it, and the decision says why
+    return found
+
+
+def issuer_hashes_of_pem(pems: Iterable[bytes]) -> set[str]:
+    """The same of certificates as they lie in a CA directory."""
+    return issuer_hashes(_loaded(pems))
 
 
 def crl_expiries(anchors: TrustAnchors) -> list[tuple[str, datetime]]:
@@ -266,6 +290,16 @@ def _check_certificate(certificate: x509.Certificate) -> None:
     ed25519_signed = certificate.signature_algorithm_oid == SignatureAlgorithmOID.ED25519
     if isinstance(algorithm, _WEAK_HASHES) or (algorithm is None and not ed25519_signed):
         raise _weak_signature(who)
+
+
+def _check_purposes(ca: x509.Certificate) -> None:
+    """A CA that may certify for servers only certifies no builders (RFC 5280 section 4.2.1.12, as browsers read it)."""
+    purposes = _extension(ca, x509.ExtendedKeyUsage)
+    if purposes is not None and (_PURPOSES | {ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}).isdisjoint(purposes):
+        raise RequestError(
+            f"{dn.show(ca.subject)} may not certify persons: its extendedKeyUsage is for something else",
+            code="signer-path-invalid",
+        )
 
 
 def _weak_signature(who: str) -> RequestError:

@@ -226,6 +226,7 @@ def read_smime(data: bytes) -> None:
         message = smime.split(data)
         for one in smime.forms(message.content or b""):
             smime.text_of(one)
+        smime.canonical(message.content or b"")
 
 
 def read_json(data: bytes) -> None:

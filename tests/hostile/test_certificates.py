@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lrms_vm.errors import SiteError
 from lrms_vm.signing import detached_cms
@@ -185,6 +185,24 @@ class TestTheCa:
         elsewhere = x509.Name([x509.NameAttribute(NameOID.COUNTRY_NAME, "XX")])
         assert endorse(cms_by(ALICE), anchors=constrained(below)).rule == "alice"
         assert refusal(cms_by(ALICE), anchors=constrained(elsewhere)) == "signer-path-invalid"
+
+    @pytest.mark.parametrize(
+        ("purposes", "accepted"),
+        [
+            ([ExtendedKeyUsageOID.SERVER_AUTH], False),
+            ([ExtendedKeyUsageOID.TIME_STAMPING, ExtendedKeyUsageOID.OCSP_SIGNING], False),
+            ([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.EMAIL_PROTECTION], True),
+            ([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], True),
+        ],
+    )
+    def test_a_ca_for_servers_certifies_no_builders(
+        self, purposes: list[x509.ObjectIdentifier], accepted: bool
+    ) -> None:
+        sub = CA.sub(name("Sub CA"), extra=[(x509.ExtendedKeyUsage(purposes), False)])
+        alice = sub.issue(person("Alice Example"))
+        anchors = TrustAnchors((CA.pem, sub.pem), (CA.crl(), sub.crl()))
+        code = refusal(cms_by(alice), anchors=anchors)  # no rule names this CA: what counts is what is said first
+        assert code == ("not-a-builder" if accepted else "signer-path-invalid")
 
     def test_c21g_cas_that_issued_each_other_lead_nowhere(self) -> None:
         one = Authority.root(name("One"), at=NOW, key=ec_key(71))
