@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrms_vm.cli import image_sign_list, site_trust
+from lrms_vm.cli import image_sign_list, listed_file, site_trust
 from lrms_vm.cli.progress import Progress
 from lrms_vm.errors import LrmsVmError, RequestError, UsageError
 
@@ -35,6 +35,7 @@ _VERIFY = """\
 examples:
   lrms-vm image verify atlas.raw
   lrms-vm image verify atlas.raw --user atlas001 --partition grid --json
+  lrms-vm image verify atlas.raw --list atlas.image_list --name atlas/sim@1.2
 
 exit codes: 0 accepted, 77 refused, 75 the site cannot decide now (CRL missing or expired), 64 usage, 78 broken policy
 """
@@ -82,6 +83,9 @@ def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("image", type=Path, metavar="IMAGE")
     parser.add_argument("--signature", type=Path, metavar="FILE", help="where it is not beside the image")
     parser.add_argument("--cert", type=Path, metavar="PEM", help="the signer's certificate, for a bare signature")
+    parser.add_argument(
+        "--list", type=Path, metavar="FILE", help="a signed list that has it; with a chunk tree, read on all cores"
+    )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="default: the site's trust.toml")
     parser.add_argument(
         "--name", help="the image's name at the site (default: the file's, without .img, .raw or .qcow2)"
@@ -144,7 +148,7 @@ def _verify(args: argparse.Namespace) -> int:
     try:
         if not args.image.is_file():
             raise UsageError(f"{args.image}: no such image file", code="image-unreadable")
-        files = _side_files(args.image, args.signature, args.cert)
+        files = None if args.list is not None else _side_files(args.image, args.signature, args.cert)
         claim, endorsement = _decide(args, files)
     except LrmsVmError as error:
         if args.json:
@@ -161,21 +165,20 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _decide(args: argparse.Namespace, files: SignatureFiles) -> tuple[Claim, Endorsement]:
+def _decide(args: argparse.Namespace, files: SignatureFiles | None) -> tuple[Claim, Endorsement]:
+    """By the files beside the image; None: by the list that was named."""
     from lrms_vm.signing import check_image
     from lrms_vm.trust import verify
 
     policy, anchors = site_trust.load(args.policy, args.config)
-    claim = verify.check_claim(
-        files,
-        anchors=anchors,
-        policy=policy,
-        image_name=args.name or args.image.name.removesuffix(".img").removesuffix(".raw").removesuffix(".qcow2"),
-        user=args.user,
-        partition=args.partition,
-        groups=site_trust.groups_of(args.user) if args.user else (),
-        at=datetime.now(UTC),
-    )
+    groups = site_trust.groups_of(args.user) if args.user else ()
+    at = datetime.now(UTC)
+    site = {"anchors": anchors, "policy": policy, "user": args.user, "partition": args.partition}
+    if files is None:
+        claim = listed_file.claim(args.list, args.image, name=args.name, groups=groups, at=at, **site)
+    else:
+        name = args.name or args.image.name.removesuffix(".img").removesuffix(".raw").removesuffix(".qcow2")
+        claim = verify.check_claim(files, image_name=name, groups=groups, at=at, **site)
     size_bytes = args.image.stat().st_size
     with Progress(f"reading {args.image.name}", size_bytes) as progress:
         endorsement = check_image(args.image, claim, progress=progress)
