@@ -49,21 +49,18 @@ class Lists:
         """
         if not self._subscriptions:
             return None
-        trust_state.check_clock(self.refresher.places, self._decide.at)
         for one in self._subscriptions.values():
             self._freshen(one, reference)
         found, refusals = self._looked(reference)
-        if found is None and any(error.code in _READ_AGAIN for _, error in refusals):
-            for name, error in refusals:
-                if error.code == "extract-damaged":
-                    self.refresher.drop(name)
-            refusals = []
-        if found is None and (not refusals or any(isinstance(error, RequestError) for _, error in refusals)):
+        if found is not None:
+            return found  # the clock is judged when it is acquired
+        trust_state.check_clock(self.refresher.places, self._decide.at)
+        if self._may_change(refusals):
             for one in self._subscriptions.values():
                 self._try_refresh(one, soon=False)
             found, refusals = self._looked(reference)
-        if found is not None:
-            return found
+            if found is not None:
+                return found
         for name, error in refusals:
             raise self._doubted(name, error)
         for error in self._failed.values():
@@ -74,6 +71,15 @@ class Lists:
             )
         self._raise_if_gone(reference)
         return None
+
+    def _may_change(self, refusals: list[tuple[str, LrmsVmError]]) -> bool:
+        """Whether a newer version of some list may say something else; not where a CRL is missing, say."""
+        for name, error in refusals:
+            if error.code == "extract-damaged":
+                self.refresher.drop(name)
+        return not refusals or any(
+            isinstance(error, RequestError) or error.code in _READ_AGAIN for _, error in refusals
+        )
 
     def _freshen(self, one: Subscription, reference: ImageReference) -> None:
         """Ask for a list that has the image, where our copy is older than it may be. The others are left alone."""
