@@ -7,7 +7,7 @@ not: weak keys, SHA-1, foreign key usages, unconstrained name spaces. Those are 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -29,6 +29,7 @@ from OpenSSL import crypto
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError
 from lrms_vm.trust import anchor_index, certificate_policies, dn, names
 from lrms_vm.trust import crl as plain_crl
+from lrms_vm.trust.name_hash import name_hash
 
 MAX_CHAIN = 10
 MAX_CERTIFICATE_BYTES = 64 << 10
@@ -216,14 +217,8 @@ def check_signer(signer: x509.Certificate, *, min_rsa_bits: int) -> None:
 
 
 def issuer_hashes(certificates: Iterable[x509.Certificate]) -> set[str]:
-    """How the files of these certificates' CAs are called: X509_NAME_hash(3) of each issuer, in hex."""
-    found = set()
-    for one in certificates:
-        try:
-            found.add(f"{crypto.X509.from_cryptography(one).get_issuer().hash():08x}")
-        except MALFORMED:
-            continue  # nothing is above it, and the decision says why
-    return found
+    """How the files of these certificates' CAs are called."""
+    return {name_hash(one.issuer) for one in certificates}
 
 
 def issuer_hashes_of_pem(pems: Iterable[bytes]) -> set[str]:
@@ -323,7 +318,10 @@ def _walk(
     roots, bridges = _relevant(signer, anchors.certificates, others)
     issuers = {one.issuer.public_bytes() for one in (signer, *roots, *bridges)}
     issuers |= {one.subject.public_bytes() for one in (*roots, *bridges)}
-    pems = [pem for pem in anchors.crls if _names_one_of(pem, issuers) or (crl != "require" and not _load_crl(pem))]
+    pems = [pem for pem in anchors.crls if _names_one_of(pem, issuers)]
+    if crl != "require":  # then one that is passed over counts as one that is not there: a name has many encodings
+        names_of_all = {dn.loose(name) for one in (signer, *roots, *bridges) for name in (one.issuer, one.subject)}
+        pems += [pem for pem in anchors.crls if pem not in pems and _may_be_by(pem, names_of_all)]
     try:
         chain = _openssl(signer, roots, bridges, None, at)
     except crypto.X509StoreContextError:
@@ -429,6 +427,11 @@ def _load_crl(pem: bytes) -> x509.CertificateRevocationList | None:
     return crl
 
 
+def _may_be_by(pem: bytes, names_of_all: Container[object]) -> bool:
+    crl = _load_crl(pem)
+    return crl is None or dn.loose(crl.issuer) in names_of_all
+
+
 def _names_one_of(pem: bytes, names_der: Iterable[bytes]) -> bool:
     """Whether this CRL may be by one of these, by its first kilobytes: all CRLs of a grid are tens of MB."""
     begin = pem.find(_CRL_BEGIN)
@@ -445,7 +448,7 @@ def _names_one_of(pem: bytes, names_der: Iterable[bytes]) -> bool:
 
 def _check_namespace(certificate: x509.Certificate, issuer: x509.Certificate, anchors: TrustAnchors, mode: str) -> None:
     """EUGridPMA namespaces first, else the Globus signing policy. Raises `RequestError`, `SiteError`."""
-    stem = f"{crypto.X509.from_cryptography(issuer).subject_name_hash():08x}"
+    stem = name_hash(issuer.subject)
     who, by = dn.show(certificate.subject), dn.show(certificate.issuer)
     files = (
         (anchors.namespaces, names.parse_namespaces, "namespaces"),

@@ -139,3 +139,21 @@ def test_the_decision_is_the_same_with_and_without_the_short_way(monkeypatch: py
     assert endorse(cms_by(ALICE)).rule == "alice"
     revoking = x509.TrustAnchors((CA.pem,), (CA.crl([ALICE.certificate]),))
     assert refusal(cms_by(ALICE), anchors=revoking) == "signer-revoked"
+
+
+@pytest.mark.parametrize("mode", ["require", "if-present"])
+def test_a_crl_whose_name_is_encoded_in_another_way_is_not_passed_over(mode: str) -> None:
+    """A CA that went from PrintableString to UTF8String, as many did: its CRL may be a step behind."""
+
+    def edit(fields: list[Node]) -> None:
+        fields[2][1][-1][1][0][1][1][0] = 0x13  # the issuer's CN
+
+    twin = edited_crl(CA.crl([ALICE.certificate]), CA, edit)
+    anchors = x509.TrustAnchors((CA.pem,), (twin,))
+    asked = {"anchors": anchors, "min_rsa_bits": 2048, "namespaces": "ignore", "at": NOW, "crl": mode}
+    with pytest.raises(LrmsVmError) as caught:
+        x509.validate(ALICE.certificate, [], **asked)
+    assert caught.value.code == {"require": "crl-missing", "if-present": "signer-revoked"}[mode]
+    assert x509.validate(
+        ALICE.certificate, [], **(asked | {"anchors": x509.TrustAnchors((CA.pem,), ()), "crl": "if-present"})
+    )
