@@ -1,6 +1,7 @@
 """Reads an IGTF CA directory into `TrustAnchors`: HASH.0, HASH.r0, HASH.namespaces, HASH.signing_policy.
 
 The trust core decides about bytes; here it is only made sure that nobody but root wrote them, and how many there are.
+For a job only the files of its signer's CAs are read: a hundred CAs and their CRLs have tens of megabytes.
 """
 
 from __future__ import annotations
@@ -9,10 +10,17 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lrms_vm.errors import ConfigError
-from lrms_vm.trust.verify import TrustAnchors
+from lrms_vm.trust import x509
+from lrms_vm.trust.x509 import TrustAnchors
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 # A full IGTF distribution has some hundred CAs; its largest CRLs have a few megabytes.
 MAX_FILES = 4096
@@ -25,80 +33,143 @@ _KINDS = (
 )
 
 
+@dataclass(frozen=True)
+class CaDirectory:
+    """The directory as it stands when it is asked: fetch-crl may write to it at any time."""
+
+    path: Path
+    must_be_root_owned: bool = True
+
+    def everything(self) -> TrustAnchors:
+        """Raises `ConfigError` for what root may not believe."""
+        return read_anchors(self.path, must_be_root_owned=self.must_be_root_owned)
+
+    def above(self, certificates: Iterable[Certificate]) -> TrustAnchors:
+        """What is there about the CAs of these certificates, and those above. Raises `ConfigError`, as `everything`.
+
+        Found by the hashes of the issuers' names, as OpenSSL does (X509_LOOKUP_hash_dir(3)): links to one file by
+        several hashes, or files of other CAs that cannot be read, change nothing.
+        """
+        with _Reader(self.path, self.must_be_root_owned) as reader:
+            wanted, seen = x509.issuer_hashes(certificates), set[str]()
+            while wanted - seen and len(seen) < x509.MAX_CHAIN * 4:
+                new = wanted - seen
+                seen |= new
+                wanted |= x509.issuer_hashes_of_pem(reader.take(new))
+            return reader.anchors()
+
+
 def read_anchors(directory: Path, *, must_be_root_owned: bool = True) -> TrustAnchors:
-    """Read what is there; other names are ignored. Raises `ConfigError` for what root may not believe.
-
-    HASH.0 is often a symbolic link to NAME.pem beside it, so links are followed as long as they stay inside.
-    """
-    try:
-        resolved = directory.resolve(strict=True)
-        names = sorted(os.listdir(resolved))
-    except OSError as error:
-        raise ConfigError(
-            f"{directory}: cannot read the CA directory: {error.strerror}",
-            hint="it is ca_dir in trust.toml",
-            code="ca-dir-missing",
-        ) from error
-    if must_be_root_owned:
-        for above in (resolved, *resolved.parents):
-            _require_root(above, os.stat(above), sticky_is_fine=above != resolved)
-    wanted = [(name, kind) for name in names for grammar, kind in _KINDS if grammar.fullmatch(name)]
-    if len(wanted) > MAX_FILES:
-        raise ConfigError(f"{directory}: {len(wanted)} files; at most {MAX_FILES}", code="ca-dir-unsafe")
-    found: dict[str, list[tuple[str, bytes]]] = {"certificate": [], "crl": [], "names": []}
-    total = 0
-    place = os.open(resolved, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for name, kind in wanted:
-            content = _read(resolved, place, name, MAX_BYTES[kind], must_be_root_owned)
-            total += len(content)
-            if total > MAX_TOTAL_BYTES:
-                raise ConfigError(f"{directory}: more than {MAX_TOTAL_BYTES} bytes", code="ca-dir-unsafe")
-            found[kind].append((name, content))
-    finally:
-        os.close(place)
-    return TrustAnchors(
-        certificates=tuple(content for _, content in found["certificate"]),
-        crls=tuple(content for _, content in found["crl"]),
-        namespaces=tuple((name[:8], content) for name, content in found["names"] if name.endswith(".namespaces")),
-        signing_policies=tuple(
-            (name[:8], content) for name, content in found["names"] if name.endswith(".signing_policy")
-        ),
-        source=str(directory),
-    )
+    """Read all that is there; other names are ignored. Raises `ConfigError` for what root may not believe."""
+    with _Reader(directory, must_be_root_owned) as reader:
+        reader.take(None)
+        return reader.anchors()
 
 
-def _read(directory: Path, place: int, name: str, max_bytes: int, must_be_root_owned: bool) -> bytes:
-    """One of a few hundred files, in as few system calls as will do."""
-    try:
-        fd = _opened(directory, place, name)
+class _Reader:
+    """Reads files of one directory, each once."""
+
+    def __init__(self, directory: Path, must_be_root_owned: bool) -> None:
+        self._shown, self._must_be_root_owned = directory, must_be_root_owned
+        self._believed: set[str] = set()  # directories that links lead to
+        self._found: dict[str, list[tuple[str, bytes]]] = {"certificate": [], "crl": [], "names": []}
+        self._total = 0
         try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
-                raise ConfigError(
-                    f"{directory}/{name}: not a regular file of at most {max_bytes} bytes", code="ca-dir-unsafe"
-                )
-            if must_be_root_owned:
-                _require_root(f"{directory}/{name}", status, sticky_is_fine=False)
-            content = os.read(fd, status.st_size)  # one that grows meanwhile is read whole the next time
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise ConfigError(f"{directory}/{name}: cannot read: {error.strerror}", code="ca-dir-unsafe") from error
-    return content
+            self._resolved = directory.resolve(strict=True)
+            self._place = os.open(self._resolved, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _missing(directory, error) from error
 
-
-def _opened(directory: Path, place: int, name: str) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-    try:
-        return os.open(name, flags, dir_fd=place)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
+    def __enter__(self) -> _Reader:
+        try:
+            self._believe(str(self._resolved))
+            self._names = sorted(os.listdir(self._place))
+        except OSError as error:
+            os.close(self._place)
+            raise _missing(self._shown, error) from error
+        except ConfigError:
+            os.close(self._place)
             raise
-    target = os.path.realpath(directory / name)
-    if os.path.dirname(target) != str(directory):
-        raise ConfigError(f"{directory}/{name}: a link that leaves the directory", code="ca-dir-unsafe")
-    return os.open(os.path.basename(target), flags, dir_fd=place)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._place)
+
+    def take(self, hashes: set[str] | None) -> list[bytes]:
+        """Read the files with these hashes, or all; return the certificates among them."""
+        ours = [name for name in self._names if hashes is None or name[:8] in hashes]
+        wanted = [(name, kind) for name in ours for grammar, kind in _KINDS if grammar.fullmatch(name)]
+        if len(wanted) > MAX_FILES:
+            raise ConfigError(f"{self._shown}: {len(wanted)} files; at most {MAX_FILES}", code="ca-dir-unsafe")
+        certificates = []
+        for name, kind in wanted:
+            content = self._read(name, MAX_BYTES[kind])
+            self._total += len(content)
+            if self._total > MAX_TOTAL_BYTES:
+                raise ConfigError(f"{self._shown}: more than {MAX_TOTAL_BYTES} bytes", code="ca-dir-unsafe")
+            self._found[kind].append((name, content))
+            if kind == "certificate":
+                certificates.append(content)
+        return certificates
+
+    def anchors(self) -> TrustAnchors:
+        """Of a file that several names lead to, once where names do not matter."""
+        by_suffix = {
+            suffix: tuple((name[:8], content) for name, content in self._found["names"] if name.endswith(suffix))
+            for suffix in (".namespaces", ".signing_policy")
+        }
+        return TrustAnchors(
+            certificates=tuple(dict.fromkeys(content for _, content in self._found["certificate"])),
+            crls=tuple(dict.fromkeys(content for _, content in self._found["crl"])),
+            namespaces=by_suffix[".namespaces"],
+            signing_policies=by_suffix[".signing_policy"],
+            source=str(self._shown),
+        )
+
+    def _read(self, name: str, max_bytes: int) -> bytes:
+        """One of a few hundred files, in as few system calls as will do."""
+        shown = f"{self._shown}/{name}"
+        try:
+            fd = self._opened(name)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+                    raise ConfigError(f"{shown}: not a regular file of at most {max_bytes} bytes", code="ca-dir-unsafe")
+                if self._must_be_root_owned:
+                    _require_root(shown, status, sticky_is_fine=False)
+                return os.read(fd, status.st_size)  # one that grows meanwhile is read whole the next time
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ConfigError(f"{shown}: cannot read: {error.strerror}", code="ca-dir-unsafe") from error
+
+    def _opened(self, name: str) -> int:
+        """HASH.0 is often a link to NAME.pem beside it, or in /usr/share/igtf-policy (Debian's packages of IGTF)."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+        try:
+            return os.open(name, flags, dir_fd=self._place)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        target = os.path.realpath(self._resolved / name, strict=True)
+        self._believe(os.path.dirname(target))
+        return os.open(target, flags)
+
+    def _believe(self, directory: str) -> None:
+        """Only root can write what is in this directory, or could have put another in its place."""
+        if not self._must_be_root_owned or directory in self._believed:
+            return
+        for above in (Path(directory), *Path(directory).parents):
+            _require_root(above, os.stat(above), sticky_is_fine=str(above) != directory)
+        self._believed.add(directory)
+
+
+def _missing(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{directory}: cannot read the CA directory: {error.strerror}",
+        hint="it is ca_dir in trust.toml",
+        code="ca-dir-missing",
+    )
 
 
 def _require_root(path: Path | str, status: os.stat_result, *, sticky_is_fine: bool) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm import command
-from lrms_vm.config import Config, read_trusted
+from lrms_vm.config import Config
 from lrms_vm.errors import LrmsVmError
 from lrms_vm.file_systems import kind_of, on_network
 from lrms_vm.trust.verify import TrustAnchors
@@ -112,9 +112,9 @@ def _guest_program(config: Config) -> Iterator[Finding]:
 
 def _policy(config: Config) -> Iterator[Finding]:
     from lrms_vm.anchors import read_anchors
-    from lrms_vm.trust.policy import parse_policy
+    from lrms_vm.site_policy import read_policy
 
-    policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
+    policy = read_policy(Path(config.policy))
     builders, runners = len(policy.builders), len(policy.runners)
     found = f"{config.policy}: {builders} builder rules, {runners} runner rules"
     yield _answer(

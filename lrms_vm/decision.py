@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import builtins
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
 
 from lrms_vm.image import Listed
 from lrms_vm.trust import forms, verify, verify_list
@@ -14,13 +15,26 @@ from lrms_vm.trust.policy import Policy
 from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles, TrustAnchors
 from lrms_vm.trust.verify_list import SignedList
 
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+
+class Anchors(Protocol):
+    """The site's CAs: a `TrustAnchors`, or an anchors.CaDirectory that reads them when it is asked."""
+
+    def above(self, certificates: Iterable[Certificate]) -> TrustAnchors:
+        """What is needed to decide about a signer with these certificates."""
+        ...
+
+    def everything(self) -> TrustAnchors: ...
+
 
 @dataclass(frozen=True)
 class Decision:
     """What stays the same for every job of a node: whom the site trusts."""
 
     policy: Policy
-    anchors: TrustAnchors
+    anchors: Anchors
 
     @property
     def max_image_bytes(self) -> int:
@@ -59,7 +73,7 @@ class JobDecision:
         try:
             self.limits = verify.check_claim(
                 files,
-                anchors=self._site.anchors,
+                anchors=self._site.anchors.above(verify.certificates_of(files)),
                 policy=self._site.policy,
                 image_name=name,
                 user=self._user,
@@ -86,7 +100,7 @@ class JobDecision:
         return verify_list.claim_listed(
             listed.signed,
             listed.image,
-            anchors=self._site.anchors,
+            anchors=self._site.anchors.above((listed.signed.signer, *listed.signed.others)),
             policy=self._site.policy,
             user=self._user,
             groups=self._groups,
@@ -96,7 +110,9 @@ class JobDecision:
 
     def open_list(self, signed: builtins.bytes) -> SignedList:
         """A list as it came from its server, believed by this site at this moment."""
-        return verify_list.open_list(signed, anchors=self._site.anchors, policy=self._site.policy, at=self._at)
+        return verify_list.open_list(
+            signed, anchors=self._site.anchors.everything(), policy=self._site.policy, at=self._at
+        )
 
     def bytes(self, claim: Claim, digests: Mapping[str, builtins.bytes], size_bytes: int) -> Endorsement:
         start = time.monotonic()

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 from lrms_vm.anchors import CaDirectory
-from lrms_vm.config import Config, read_trusted
+from lrms_vm.config import Config
 from lrms_vm.decision import Decision
 from lrms_vm.fetch import Fetch
 from lrms_vm.guest import Hypervisor, Libvirt
 from lrms_vm.lifecycle import Actors
-from lrms_vm.trust.policy import parse_policy
+from lrms_vm.site_policy import read_policy
 
 
 def hypervisor(config: Config) -> Hypervisor:
@@ -20,7 +20,7 @@ def hypervisor(config: Config) -> Hypervisor:
 
 def decision(config: Config) -> Decision:
     """Raises `ConfigError` for a policy or a CA directory that cannot be believed."""
-    policy = parse_policy(read_trusted(Path(config.policy)), source=config.policy)
+    policy = read_policy(Path(config.policy))
     return Decision(policy, CaDirectory(Path(policy.ca_dir)))
 
 

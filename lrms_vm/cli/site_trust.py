@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 def load(policy_file: Path | None, config: Path | None) -> tuple[Policy, TrustAnchors]:
     """The policy in `policy_file`, else the site's. Raises `ConfigError`, `SiteError`."""
     from lrms_vm.anchors import read_anchors
-    from lrms_vm.trust.policy import parse_policy
+    from lrms_vm.site_policy import read_policy
 
     # What root believes must be root's; somebody else asks for himself, with a file of his own.
     must_be_root_owned = os.geteuid() == 0 or policy_file is None
     path = policy_file or _site_policy(config)
-    text = configuration.read_trusted(path.absolute(), must_be_root_owned=must_be_root_owned)
-    policy = parse_policy(text, source=str(path))
+    policy = read_policy(path, must_be_root_owned=must_be_root_owned)
     return policy, read_anchors(Path(policy.ca_dir), must_be_root_owned=must_be_root_owned)
 
 

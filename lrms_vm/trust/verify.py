@@ -6,6 +6,7 @@ Two questions, because the bytes are hashed once and the decision is re-taken fo
 
 from __future__ import annotations
 
+import functools
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ def _claim(
 ) -> Claim:
     """The steps of `check_claim`."""
     if files.kind == "cms":
-        parsed = cms.parse(files.signature)
+        parsed = _parsed(files.signature)
         signer, others, algorithm = parsed.signer, parsed.others, parsed.digest_algorithm
         digest: bytes | None = parsed.message_digest
     else:
@@ -171,14 +172,7 @@ def _claim(
             )
         x509.check_signer(signer, min_rsa_bits=policy.min_rsa_bits)
         digest = dgst.signed_digest(files.signature, signer, algorithm)
-    path = x509.validate(
-        signer,
-        others,
-        anchors=anchors,
-        min_rsa_bits=policy.min_rsa_bits,
-        namespaces=policy.namespaces,
-        at=at,
-    )
+    path = path_of(signer, others, anchors=anchors, policy=policy, at=at)
     rules.check_blocks(path.chain, policy, at.date())
     if files.kind == "cms":
         cms.verify_signature(parsed)
@@ -210,6 +204,27 @@ def _claim(
         max_ratio=policy.max_ratio,
         audit=rules.audited(signer, files.kind, algorithm, image_name, policy, at.date()),
         **granted(runner),
+    )
+
+
+def path_of(
+    signer: certificates.Certificate,
+    others: Sequence[certificates.Certificate],
+    *,
+    anchors: TrustAnchors,
+    policy: Policy,
+    at: datetime,
+) -> x509.Path:
+    """The signer's path, as strict as the policy says. Raises as `x509.validate`."""
+    return x509.validate(
+        signer,
+        others,
+        anchors=anchors,
+        min_rsa_bits=policy.min_rsa_bits,
+        namespaces=policy.namespaces,
+        at=at,
+        crl=policy.crl,
+        crl_grace_s=policy.crl_grace_s,
     )
 
 
@@ -294,13 +309,27 @@ def _differs(what: str) -> RequestError:
     )
 
 
+def certificates_of(files: SignatureFiles) -> tuple[certificates.Certificate, ...]:
+    """The signer's certificate and what came with it: whose CAs a decision will need. None where that is unreadable."""
+    try:
+        if files.kind != "cms":
+            return _bare_chain(files)
+        parsed = _parsed(files.signature)
+        return (parsed.signer, *parsed.others)
+    except RequestError:
+        return ()
+
+
 def named_signer(files: SignatureFiles) -> tuple[str, str] | None:
     """(subject, issuer) that a signature names, proved or not: for a refusal's report only."""
     try:
-        signer = cms.parse(files.signature).signer if files.kind == "cms" else _bare_chain(files)[0]
+        signer = _parsed(files.signature).signer if files.kind == "cms" else _bare_chain(files)[0]
     except RequestError:
         return None
     return dn.show(signer.subject), dn.show(signer.issuer)
+
+
+_parsed = functools.lru_cache(maxsize=8)(cms.parse)  # asked for its certificates, then for its claim
 
 
 def _bare_chain(files: SignatureFiles) -> tuple[certificates.Certificate, ...]:

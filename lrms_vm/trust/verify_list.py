@@ -117,16 +117,7 @@ def _opened(signed: bytes, anchors: TrustAnchors, policy: Policy, at: datetime) 
 
 
 def _path(signed: SignedList | cms.Signature, anchors: TrustAnchors, policy: Policy, at: datetime) -> x509.Path:
-    path = x509.validate(
-        signed.signer,
-        signed.others,
-        anchors=anchors,
-        min_rsa_bits=policy.min_rsa_bits,
-        namespaces=policy.namespaces,
-        at=at,
-        crl=policy.crl,
-        crl_grace_s=policy.crl_grace_s,
-    )
+    path = verify.path_of(signed.signer, signed.others, anchors=anchors, policy=policy, at=at)
     rules.check_blocks(path.chain, policy, at.date())
     return path
 
