@@ -61,12 +61,12 @@ def mutant(file: bytes, rng: random.Random, canary: bytes) -> bytes:
         elif kind < 5:
             struct.pack_into(">Q", changed, where // 8 * 8, rng.choice((*WORDS, rng.randrange(len(file)), *tables)))
         elif kind == 5:
-            at = rng.randrange(len(file))
+            at = rng.randrange(len(changed))
             changed[at] ^= 1 + rng.randrange(255)
         elif kind == 6:
             del changed[rng.randrange(max(0, len(changed) - 2 * cluster), len(changed)) :]
             changed.extend(bytes(rng.choice((0, 0, 511, cluster))))
-            if len(changed) < len(file) // 2:
+            if len(changed) < len(file):
                 return bytes(changed)
         else:
             struct.pack_into(">QI", changed, 8, cluster // 2, len(canary))
