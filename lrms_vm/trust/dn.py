@@ -60,6 +60,8 @@ def parse(text: str) -> Dn:
 def show(name: x509.Name) -> str:
     """RFC 4514 text on one line, for people; never compared."""
     text = name.rfc4514_string(attr_name_overrides=_EMAIL)
+    if text.isprintable():
+        return text[:500]
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)[:500]
 
 
