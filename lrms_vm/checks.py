@@ -22,6 +22,7 @@ TIMEOUT_S = 10.0
 MIN_FREE_BYTES = 2 << 30
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 PROGRAMS = {"qemu-img": "qemu-utils", "genisoimage": "genisoimage", "ssh": "openssh-client", "bwrap": "bubblewrap"}
+PROGRAMS |= {"setpriv": "util-linux", "prlimit": "util-linux"}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from lrms_vm import cache, command, convert, lease, store, upkeep
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import unprivileged
 from lrms_vm.image import ImageEntry, VerifiedImage
+from lrms_vm.ingest import Received
 from lrms_vm.paths import Places
-from tests.cache_fakes import FakeDecide, FakeFetch, acquire, leftovers, places_at, served
+from tests.cache_fakes import FakeClaim, FakeDecide, FakeFetch, acquire, leftovers, places_at, served
 from tests.hostile.qcow2_files import backing, disk, put, sound
 
 QCOW2 = bytes(sound())
@@ -299,6 +300,21 @@ def test_a_process_killed_while_converting_takes_the_sandbox_with_it(places: Pla
     assert gone(places)
     assert len(cache.clean(places)) == 1
     all_is_well(places)
+
+
+def test_a_partial_that_is_taken_up_again_may_hold_half_a_disk(tmp_path: Path) -> None:
+    """What is fetched by a signed tree of chunks stays after a crash, and so does what was beside it."""
+    (tmp_path / "image").write_bytes(QCOW2)
+    (tmp_path / "raw").write_bytes(b"half")
+    digest = hashlib.sha256(QCOW2).digest()
+    claim: Any = FakeClaim("sha256", digest, digest, BOTH)
+    received = Received({"sha256": digest}, store.stamp_of((tmp_path / "image").lstat()))
+    with pytest.raises(SiteError):
+        convert.as_raw(tmp_path, received, claim, source="q", deadline=time.monotonic() - 1)
+    assert (tmp_path / "image").read_bytes() == QCOW2
+    vouched, raw = convert.as_raw(tmp_path, received, claim, source="q", deadline=time.monotonic() + 20)
+    assert (tmp_path / "image").read_bytes() == DISK
+    assert (vouched.format, raw.size_bytes, [one.name for one in tmp_path.iterdir()]) == ("qcow2", len(DISK), ["image"])
 
 
 def test_at_the_deadline_the_sandbox_ends(places: Places, tmp_path: Path, slow: bytes) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,3 +121,14 @@ def test_no_length_makes_it_stumble(size: int) -> None:
         check(file)
     except RequestError as error:
         assert error.code.startswith(("qcow2-", "image-"))
+
+
+def test_every_code_is_in_the_manual() -> None:
+    root = Path(__file__).parents[2]
+    sources = [root / "lrms_vm" / f"{name}.py" for name in ("qcow2", "disk_format", "convert", "trust/forms")]
+    used = {
+        code for path in sources for code in re.findall(r'"((?:qcow2|image|sandbox)-[a-z]+[a-z-]*)"', path.read_text())
+    }
+    manual = (root / "docs" / "images.md").read_text()
+    assert used - {"image-blocked"} == {code for code in used if f"`{code}`" in manual}  # blocks: docs/trust.md
+    assert {one[2] for one in DEFECTS.values()} <= used
