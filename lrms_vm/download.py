@@ -236,7 +236,7 @@ class _Chunks:
                 if self._have[number]:
                     continue
                 ahead.append((number, chunk, pool.submit(tree.leaf, chunk)))
-                if len(ahead) * self._chunk_bytes > AHEAD_BYTES:
+                while ahead and (ahead[0][2].done() or len(ahead) * self._chunk_bytes > AHEAD_BYTES):
                     self._settle(url, ahead, fd, digests)
         finally:
             close = getattr(stream, "close", None)

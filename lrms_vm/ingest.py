@@ -45,8 +45,8 @@ class Received:
 def part_directory(places: Places, *, deadline: float, key: str = "") -> Iterator[Path]:
     """A directory to receive into; removed at the end unless it got a name in the store by then.
 
-    With a `key`, whose lock the caller holds: the one that is there, or a new one, which stays when a `SiteError` ends
-    the block, or a kill. What is found there proves itself or counts for nothing.
+    With a `key`, whose lock the caller holds: the one that is there, or a new one, which stays when a `SiteError`, a
+    Ctrl-C or a kill ends the block. What is found there proves itself or counts for nothing.
     """
     part = places.ingest / (f"{key}{RESUMABLE}" if key else f"{secrets.token_hex(8)}.part")
     with changing(places, deadline=deadline):  # so that nobody cleans it away before it is locked
@@ -57,7 +57,7 @@ def part_directory(places: Places, *, deadline: float, key: str = "") -> Iterato
     keep = False
     try:
         yield part
-    except SiteError:
+    except (SiteError, KeyboardInterrupt):
         keep = bool(key)
         raise
     finally:
