@@ -9,7 +9,8 @@ from lrms_vm.trust.verify import Claim
 def check_form(claim: Claim, format: str, sha256: str, *, size_bytes: int, raw_size_bytes: int) -> None:
     """The signed bytes are of that `format`, and are or were made into the raw disk `sha256` (hex).
 
-    Raises `RequestError`: "format-not-allowed", "image-virtual-too-large", "image-ratio" or "image-blocked".
+    Raises `RequestError`: "format-not-allowed", "image-size-differs", "image-virtual-too-large", "image-ratio" or
+    "image-blocked".
     """
     if format not in claim.formats:
         raise RequestError(
@@ -17,6 +18,12 @@ def check_form(claim: Claim, format: str, sha256: str, *, size_bytes: int, raw_s
             f"together accept {', '.join(claim.formats) or 'nothing'}",
             hint=f"sign a raw image, or ask {claim.contact}",
             code="format-not-allowed",
+        )
+    if claim.virtual_size_bytes not in (None, raw_size_bytes):
+        raise RequestError(
+            f"the disk has {raw_size_bytes} bytes, its signed list says {claim.virtual_size_bytes}",
+            hint="the list's endorser must put it right",
+            code="image-size-differs",
         )
     if format == "raw":
         return
