@@ -31,6 +31,13 @@ _KINDS = (
     (re.compile(r"[0-9a-f]{8}\.r[0-9]{1,2}", re.ASCII), "crl"),
     (re.compile(r"[0-9a-f]{8}\.(?:namespaces|signing_policy)", re.ASCII), "names"),
 )
+# OpenSSL counts from 0 and stops at the first that is not there; nobody has more than a few of one name.
+_SUFFIXES = (
+    *((f".{number}", "certificate") for number in range(10)),
+    *((f".r{number}", "crl") for number in range(10)),
+    (".namespaces", "names"),
+    (".signing_policy", "names"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class _Reader:
         self._shown, self._must_be_root_owned = directory, must_be_root_owned
         self._believed: set[str] = set()  # directories that links lead to
         self._found: dict[str, list[tuple[str, bytes]]] = {"certificate": [], "crl": [], "names": []}
+        self._seen: set[tuple[int, int]] = set()  # files, by device and inode
         self._total = 0
         try:
             self._resolved = directory.resolve(strict=True)
@@ -83,7 +91,6 @@ class _Reader:
     def __enter__(self) -> _Reader:
         try:
             self._believe(str(self._resolved))
-            self._names = sorted(os.listdir(self._place))
         except OSError as error:
             os.close(self._place)
             raise _missing(self._shown, error) from error
@@ -96,14 +103,20 @@ class _Reader:
         os.close(self._place)
 
     def take(self, hashes: set[str] | None) -> list[bytes]:
-        """Read the files with these hashes, or all; return the certificates among them."""
-        ours = [name for name in self._names if hashes is None or name[:8] in hashes]
-        wanted = [(name, kind) for name in ours for grammar, kind in _KINDS if grammar.fullmatch(name)]
+        """Read the files with these hashes, or all; return the certificates among them.
+
+        Those with a hash are tried by name: to list a directory of a thousand files takes longer than all the rest.
+        """
+        wanted = (
+            self._listed() if hashes is None else [(h + suffix, kind) for h in hashes for suffix, kind in _SUFFIXES]
+        )
         if len(wanted) > MAX_FILES:
             raise ConfigError(f"{self._shown}: {len(wanted)} files; at most {MAX_FILES}", code="ca-dir-unsafe")
         certificates = []
         for name, kind in wanted:
-            content = self._read(name, MAX_BYTES[kind])
+            content = self._read(name, kind)
+            if content is None:
+                continue
             self._total += len(content)
             if self._total > MAX_TOTAL_BYTES:
                 raise ConfigError(f"{self._shown}: more than {MAX_TOTAL_BYTES} bytes", code="ca-dir-unsafe")
@@ -112,42 +125,55 @@ class _Reader:
                 certificates.append(content)
         return certificates
 
+    def _listed(self) -> list[tuple[str, str]]:
+        names = sorted(os.listdir(self._place))
+        return [(name, kind) for name in names for grammar, kind in _KINDS if grammar.fullmatch(name)]
+
     def anchors(self) -> TrustAnchors:
-        """Of a file that several names lead to, once where names do not matter."""
         by_suffix = {
             suffix: tuple((name[:8], content) for name, content in self._found["names"] if name.endswith(suffix))
             for suffix in (".namespaces", ".signing_policy")
         }
         return TrustAnchors(
-            certificates=tuple(dict.fromkeys(content for _, content in self._found["certificate"])),
-            crls=tuple(dict.fromkeys(content for _, content in self._found["crl"])),
+            certificates=tuple(content for _, content in self._found["certificate"]),
+            crls=tuple(content for _, content in self._found["crl"]),
             namespaces=by_suffix[".namespaces"],
             signing_policies=by_suffix[".signing_policy"],
             source=str(self._shown),
         )
 
-    def _read(self, name: str, max_bytes: int) -> bytes:
-        """One of a few hundred files, in as few system calls as will do."""
+    def _read(self, name: str, kind: str) -> bytes | None:
+        """None where there is no such file, or where it was read by another name and names do not matter."""
         shown = f"{self._shown}/{name}"
         try:
             fd = self._opened(name)
+            if fd is None:
+                return None
             try:
                 status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
-                    raise ConfigError(f"{shown}: not a regular file of at most {max_bytes} bytes", code="ca-dir-unsafe")
+                if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES[kind]:
+                    raise ConfigError(
+                        f"{shown}: not a regular file of at most {MAX_BYTES[kind]} bytes", code="ca-dir-unsafe"
+                    )
                 if self._must_be_root_owned:
                     _require_root(shown, status, sticky_is_fine=False)
+                inode = (status.st_dev, status.st_ino)
+                if kind != "names" and inode in self._seen:
+                    return None
+                self._seen.add(inode)
                 return os.read(fd, status.st_size)  # one that grows meanwhile is read whole the next time
             finally:
                 os.close(fd)
         except OSError as error:
             raise ConfigError(f"{shown}: cannot read: {error.strerror}", code="ca-dir-unsafe") from error
 
-    def _opened(self, name: str) -> int:
+    def _opened(self, name: str) -> int | None:
         """HASH.0 is often a link to NAME.pem beside it, or in /usr/share/igtf-policy (Debian's packages of IGTF)."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         try:
             return os.open(name, flags, dir_fd=self._place)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise

@@ -143,9 +143,11 @@ def ends_of(
     names = {one.subject.public_bytes() for one in chain}
     if not must_be_there and any(crl is not None and crl.issuer not in names for crl in crls):
         return None  # perhaps one of these names, encoded in another way
-    ends = []
+    ends: list[datetime] = []
+    proved: set[int] = set()  # the CRLs whose signature holds, by the CA's place in the chain: an anchor is its own
     for index, certificate in enumerate(chain):
-        ca = chain[min(index + 1, len(chain) - 1)]
+        above = min(index + 1, len(chain) - 1)
+        ca = chain[above]
         name = ca.subject.public_bytes()
         mine = [crl for crl in crls if crl is not None and crl.issuer == name]
         if not mine and not must_be_there:
@@ -153,8 +155,9 @@ def ends_of(
         if len(mine) != 1 or certificate.issuer.public_bytes() != name:
             return None
         (crl,) = mine
-        if not crl.counts(at, grace) or crl.may_list(certificate) or not crl.is_by(ca):
+        if not crl.counts(at, grace) or crl.may_list(certificate) or not (above in proved or crl.is_by(ca)):
             return None
+        proved.add(above)
         ends.append(crl.next_update + grace)
     return ends
 

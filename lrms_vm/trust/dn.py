@@ -65,6 +65,16 @@ def show(name: x509.Name) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)[:500]
 
 
+class Shown:
+    """`show`, put off until a message is made: most checks pass."""
+
+    def __init__(self, name: x509.Name) -> None:
+        self._name = name
+
+    def __str__(self) -> str:
+        return show(self._name)
+
+
 def is_safe(name: x509.Name) -> bool:
     """False for a name that could be shown as another one: empty, control characters, direction marks."""
     return bool(name.rdns) and all(

@@ -37,7 +37,7 @@ def builder_for(
 
     A rule with `audit` lets nobody pass, whatever it says: see `audited`.
     """
-    who, by = dn.show(signer.subject), dn.show(signer.issuer)
+    who, by = dn.Shown(signer.subject), dn.Shown(signer.issuer)
     subject, issuer, spki = dn.of(signer.subject), dn.of(signer.issuer), x509.spki_sha256(signer)
     mine = [one for one in policy.builders if (one.issuer, one.subject) == (issuer, subject)]
     if not mine:

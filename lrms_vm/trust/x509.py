@@ -193,7 +193,7 @@ def validate(
 
 def check_signer(signer: x509.Certificate, *, min_rsa_bits: int) -> None:
     """What we ask of the certificate by itself. Raises `RequestError`."""
-    who = dn.show(signer.subject)
+    who = dn.Shown(signer.subject)
     if not dn.is_safe(signer.subject) or not dn.is_safe(signer.issuer):
         raise RequestError(f"the signer's name {who} has characters that hide it", code="signer-name-unsafe")
     if _is_proxy(signer):
@@ -252,7 +252,7 @@ def _is_proxy(certificate: x509.Certificate) -> bool:
 
 
 def _check_key(certificate: x509.Certificate, min_rsa_bits: int) -> None:
-    key, who = certificate.public_key(), dn.show(certificate.subject)
+    key, who = certificate.public_key(), dn.Shown(certificate.subject)
     if isinstance(key, rsa.RSAPublicKey):
         exponent = key.public_numbers().e
         # A key for PSS alone (RFC 4055) says with which digest and salt; the library forgets that.
@@ -275,7 +275,7 @@ def _check_key(certificate: x509.Certificate, min_rsa_bits: int) -> None:
 
 
 def _check_certificate(certificate: x509.Certificate) -> None:
-    who = dn.show(certificate.subject)
+    who = dn.Shown(certificate.subject)
     if not 0 < certificate.serial_number < 1 << 160:  # RFC 5280 section 4.1.2.2
         raise RequestError(f"the certificate of {who} has a serial number out of range", code="certificate-malformed")
     try:
@@ -297,7 +297,7 @@ def _check_purposes(ca: x509.Certificate) -> None:
         )
 
 
-def _weak_signature(who: str) -> RequestError:
+def _weak_signature(who: dn.Shown) -> RequestError:
     return RequestError(
         f"the certificate of {who} is signed with SHA-1, MD5 or something unknown", code="weak-certificate-signature"
     )
@@ -449,7 +449,7 @@ def _names_one_of(pem: bytes, names_der: Iterable[bytes]) -> bool:
 def _check_namespace(certificate: x509.Certificate, issuer: x509.Certificate, anchors: TrustAnchors, mode: str) -> None:
     """EUGridPMA namespaces first, else the Globus signing policy. Raises `RequestError`, `SiteError`."""
     stem = name_hash(issuer.subject)
-    who, by = dn.show(certificate.subject), dn.show(certificate.issuer)
+    who, by = dn.Shown(certificate.subject), dn.Shown(certificate.issuer)
     files = (
         (anchors.namespaces, names.parse_namespaces, "namespaces"),
         (anchors.signing_policies, names.parse_signing_policy, "signing_policy"),
