@@ -18,10 +18,9 @@ from typing import Any
 
 from lrms_vm import disk_format
 from lrms_vm.errors import RequestError, UsageError
-from lrms_vm.fetch import next_data
-from lrms_vm.signing import Signer, attached_cms, detached_cms, hash_image
+from lrms_vm.signing import Signer, attached_cms, detached_cms, hash_image, tree_of_image
 from lrms_vm.store import write_durably
-from lrms_vm.trust import cms, digests, dn, imagelist, smime, strict_json, tree
+from lrms_vm.trust import cms, digests, dn, imagelist, smime, strict_json
 from lrms_vm.trust.imagelist import ImageList
 from lrms_vm.trust.json_object import show_time
 from lrms_vm.trust.tree import CHUNK_BYTES
@@ -111,14 +110,14 @@ def describe(image: NewImage, head: Head) -> dict[str, Any]:
         "lv:format": image.format,
     }
     if image.format == "raw":
-        leaves = _leaves(image.path, size_bytes)
+        hashed, _ = tree_of_image(image.path, CHUNK_BYTES)
         if _stamp(image.path) != before:
             raise RequestError(
                 f"{image.path}: changed while it was read", hint="stop its writer", code="image-changing"
             )
-        entry["lv:tree"] = {"alg": "sha256", "chunk": CHUNK_BYTES, "root": tree.root_of(leaves).hex()}
+        entry["lv:tree"] = {"alg": "sha256", "chunk": CHUNK_BYTES, "root": hashed.root.hex()}
         if image.leaves:
-            entry["lv:tree"]["leaves"] = _write_leaves(image, b"".join(leaves))
+            entry["lv:tree"]["leaves"] = _write_leaves(image, b"".join(hashed.leaves))
     return entry
 
 
@@ -225,23 +224,6 @@ def _stamp(path: Path) -> tuple[int, ...]:
     except OSError as error:
         raise UsageError(f"{path}: cannot read the image: {error.strerror}", code="image-unreadable") from error
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def _leaves(path: Path, size_bytes: int) -> list[bytes]:
-    """One digest for each chunk; chunks in holes are not read."""
-    leaves = []
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            for offset in range(0, size_bytes, CHUNK_BYTES):
-                end = min(offset + CHUNK_BYTES, size_bytes)
-                hole = end - offset == CHUNK_BYTES and next_data(fd, offset, end) == end
-                leaves.append(tree.zero_leaf(CHUNK_BYTES) if hole else tree.leaf(os.pread(fd, end - offset, offset)))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the image: {error.strerror}", code="image-unreadable") from error
-    return leaves
 
 
 def format_of(path: Path) -> str:
