@@ -94,7 +94,7 @@ def prologue(
         _make_directory(job.disk, 0o711)
         record.note("overlay", path=str(job.overlay))
         overlay.make(described, timeout_s=remaining_s(deadline))
-    shares = shares_of(allocation.work_dir, request, config)
+    shares = shares_of(allocation.work_dir, request, config, claim)
     with record.phase("seed"):
         record.note("seed", path=str(job.seed))
         pair = keys.make_pair()
@@ -148,7 +148,7 @@ def within(claim: Claim, request: Request, *, network: str) -> Request:
         request = replace(request, memory_mib=memory_mib)
     if claim.network is not None and request.network not in (None, "none", claim.network):
         raise RequestError(
-            f"--vm-network: {request.network!r}, but rule {claim.runner!r} gives this image {claim.network!r}",
+            f"--vm-network: {request.network!r}, but {_giver(claim)} gives this image {claim.network!r}",
             hint=f"leave it out, or use --vm-network={claim.network}",
             code="network-not-allowed",
         )
@@ -157,12 +157,21 @@ def within(claim: Claim, request: Request, *, network: str) -> Request:
     return request
 
 
-def shares_of(work_dir: str, request: Request, config: Config) -> tuple[str, ...]:
+def shares_of(work_dir: str, request: Request, config: Config, claim: Claim | None = None) -> tuple[str, ...]:
     """The host directories the guest gets: the working directory, and those asked for below the site's share roots.
 
-    Raises `RequestError` for a share the site does not allow. A working directory that would hide the guest's own
-    system is left out; `exec` tells the user.
+    The tier of the runner rule in `claim` may give fewer. Raises `RequestError` for a share the site or the tier does
+    not allow. A working directory that would hide the guest's own system is left out, as is one that the tier does not
+    give; `exec` tells the user.
     """
+    given = claim.shares if claim is not None else "all"
+    if claim is not None and request.shares and given != "all":
+        raise RequestError(
+            f"--vm-share: {request.shares[0]!r}, but {_giver(claim)} gives this image "
+            f"{'no directory of the host' if given == 'none' else 'the working directory only'}",
+            hint=f"leave it out, or ask {claim.contact}",
+            code="share-not-allowed",
+        )
     for share in request.shares:
         if not any(share == root or share.startswith(root.rstrip("/") + "/") for root in config.share_roots):
             raise RequestError(
@@ -171,8 +180,13 @@ def shares_of(work_dir: str, request: Request, config: Config) -> tuple[str, ...
                 hint=f"ask {config.contact}",
                 code="share-not-allowed",
             )
-    wanted = [work_dir] if _shareable(work_dir) else []
+    wanted = [work_dir] if given != "none" and _shareable(work_dir) else []
     return tuple(dict.fromkeys([*wanted, *request.shares]))
+
+
+def _giver(claim: Claim) -> str:
+    tier = f"tier {claim.tier!r} of " if claim.tier else ""
+    return f"{tier}rule {claim.runner!r}" + (f" ({claim.runner_where})" if claim.runner_where else "")
 
 
 def write_verdict_file(places: Places, verdict: Verdict, *, gid: int) -> None:

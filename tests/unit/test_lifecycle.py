@@ -21,6 +21,10 @@ def rule(**limits: object) -> Any:
         "max_memory_mib": None,
         "network": None,
         "runner": "r",
+        "runner_where": "trust.toml:9",
+        "tier": None,
+        "shares": "all",
+        "contact": "grid@example.org",
         "valid_until": datetime.now(UTC),
     }
     return SimpleNamespace(**(values | limits))
@@ -41,7 +45,7 @@ def test_a_rules_network_is_the_most_a_job_gets_and_not_what_it_gets_unasked() -
     assert within(rule(network="nat"), request(), network="nat").network is None
     assert within(rule(network="none"), request(), network="nat").network == "none"
     assert within(rule(network="nat"), request(network="none"), network="nat").network == "none"
-    with pytest.raises(RequestError, match="rule 'r' gives this image 'nat'"):
+    with pytest.raises(RequestError, match="rule 'r' .trust.toml:9. gives this image 'nat'"):
         within(rule(network="nat"), request(network="bridge:br0"), network="none")
 
 
@@ -63,3 +67,20 @@ def test_a_share_outside_the_sites_roots_is_refused_and_says_whom_to_ask(share: 
         shares_of("/home/u", request(share=share), Config(share_roots=("/data",)))
     assert caught.value.code == "share-not-allowed"
     assert "administrators" in caught.value.hint
+
+
+def test_a_tier_gives_the_working_directory_or_nothing_of_the_host() -> None:
+    config = Config(share_roots=("/data",))
+    sealed, modest = rule(tier="sealed", shares="none"), rule(tier="modest", shares="work_dir")
+    assert shares_of("/data/a", request(), config, sealed) == ()
+    assert shares_of("/data/a", request(), config, modest) == ("/data/a",)
+    assert shares_of("/data/a", request(share="/data/b"), config, rule()) == ("/data/a", "/data/b")
+    for tier in (sealed, modest):
+        with pytest.raises(RequestError, match="of rule 'r' .trust.toml:9. gives this image") as caught:
+            shares_of("/data/a", request(share="/data/b"), config, tier)
+        assert (caught.value.code, "grid@example.org" in caught.value.hint) == ("share-not-allowed", True)
+
+
+def test_a_tiers_network_is_named_with_its_rule() -> None:
+    with pytest.raises(RequestError, match="tier 'sealed' of rule 'r'"):
+        within(rule(tier="sealed", network="none"), request(network="nat"), network="none")
