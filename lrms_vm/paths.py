@@ -12,6 +12,7 @@
         overlay.qcow2                      0600 hypervisor's user
         seed.iso                           0600 hypervisor's user
       history/<key>.json                   0600 root      phases and outcome of ended jobs, newest 1000
+      retries/<key>                        0600 root      how often we sent a job back, see retries.py
     run_dir    /run/lrms_vm                0755 root      gone at reboot, like the guests themselves
       verdicts/<key>.json                  0440 root:gid  what the SPANK plugin and `exec` believe
       locks/<key>.lock                     0600 root      one prologue or epilogue per job at a time
@@ -83,6 +84,10 @@ class Places:
     @property
     def history(self) -> Path:
         return self.state_dir / "history"
+
+    @property
+    def retries(self) -> Path:
+        return self.state_dir / "retries"
 
     @property
     def disks(self) -> Path:

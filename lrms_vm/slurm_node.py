@@ -1,18 +1,85 @@
 """What the Slurm adapter must do on a node: ask the controller, look at slurmd, take the node out of service.
 
-The texts are read and the argument lists made in lrms/slurm.py, which is pure.
+The texts are read and the argument lists made in lrms/slurm.py, which is pure. This is a `batch_system.BatchSystem`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lrms_vm import command
+from lrms_vm import command, journal, provenance
+from lrms_vm.config import Config
 from lrms_vm.errors import LrmsVmError, NodeError, SiteError
+from lrms_vm.lrms import slurm
+from lrms_vm.lrms.base import PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.request import Allocation
+from lrms_vm.verdict import read_verdict
 
+NAME = "slurm"
 SCONTROL_TIMEOUT_S = 20.0
+
+
+def call(words: Sequence[str]) -> Call:
+    return Call(argv=tuple(words), environ=os.environ)
+
+
+def identify(call: Call) -> Allocation:
+    return slurm.identify(call.environ)
+
+
+def unready(hook: str, error: LrmsVmError) -> int:
+    """The site's fault, so the node stays; with no verdict the plugin ends the job. Without the plugin it would not."""
+    if hook == PROLOGUE:
+        return 0 if has_plugin() else 1
+    return error.exit_code
+
+
+def require_way_in(call: Call, config: Config) -> None:
+    if config.spank_plugin:
+        require_plugin(config.spank_plugin)
+
+
+def parse_options(call: Call) -> tuple[dict[str, str], str]:
+    return slurm.parse_options(call.environ)
+
+
+def allocation(call: Call, config: Config) -> Allocation:
+    job_id = slurm.identify(call.environ).job_id
+    return slurm.parse_job(ask(slurm.show_job_argv(config.scontrol, job_id), call.environ), call.environ)
+
+
+def outcome(hook: str, outcome: Outcome, *, retries: int) -> Told:
+    return slurm.outcome(hook, outcome, retries=retries)
+
+
+def act(action: Action, why: str, job: Allocation, call: Call, config: Config) -> None:
+    """Only `TAKE_OUT`; where it fails slurmd drains the node for our exit code, with its own reason."""
+    ask(slurm.drain_argv(config.scontrol, job.node, why), call.environ)
+
+
+def started(allocation: Allocation, call: Call, config: Config) -> None:
+    """Leave the provenance on the job. Only accounting misses it where that fails; the log has it anyway."""
+    if not config.slurm_admin_comment or not slurm.is_first_node(call.environ):
+        return
+    path = config.places.verdict(allocation.key)
+    try:
+        image = read_verdict(path.read_bytes(), source=str(path)).image
+        text = provenance.line(allocation.key, allocation.user, image)
+        argv = slurm.comment_argv(config.scontrol, allocation.job_id, text)
+        annotate(argv, call.environ, log=config.places.job(allocation.key).run / "scontrol.log")
+    except (LrmsVmError, OSError) as error:
+        journal.say("warning", allocation.key, f"AdminComment not set: {error}")
+
+
+def node_name(call: Call) -> str | None:
+    return call.environ.get("SLURMD_NODENAME")
+
+
+def active_keys(node: str, call: Call, config: Config) -> set[str]:
+    listing = ask(slurm.active_jobs_argv(config.scontrol, node), call.environ)
+    return {f"{NAME}-{job_id}.{node}" for job_id in slurm.parse_active_jobs(listing)}
 
 
 def ask(argv: list[str], environ: Mapping[str, str], *, timeout_s: float = SCONTROL_TIMEOUT_S) -> str:

@@ -27,7 +27,7 @@ _EFFECTS = """
     fetch_http fetch hashing file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload
-    lifecycle teardown slurm_node node submit
+    lifecycle teardown retries batch_system slurm_node gridengine_node node submit
     build checks install
     cli __main__
 """

@@ -1,7 +1,8 @@
 """`prologue`, `epilogue` and `reap`: what the batch system's hooks call, as root.
 
-Each error's blame decides what the batch system is told (docs/exit-codes.md): the request's and the site's leave a
-refused verdict and a healthy node; only the node's own fault takes it out of service.
+Each error's blame decides what the batch system is told, by the table of its adapter (docs/exit-codes.md). The same
+for all of them: a job that asked for a VM and did not get one never runs on the host, and only what is the node's own
+fault takes it out of service.
 """
 
 from __future__ import annotations
@@ -15,18 +16,27 @@ from collections.abc import Callable
 
 from lrms_vm import config as configuration
 from lrms_vm import journal
+from lrms_vm.batch_system import BatchSystem
 from lrms_vm.config import Config
 from lrms_vm.errors import LrmsVmError, NodeError, UsageError
-from lrms_vm.lrms import slurm
+from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Call, Outcome, outcome_of
 from lrms_vm.request import Allocation, parse_request
 
 REAP_TIMEOUT_S = 20.0
+SYSTEMS = ("slurm",)
+
+
+def system(name: str) -> BatchSystem:
+    """The node's half of an adapter; only the one that is asked for is imported."""
+    from lrms_vm import slurm_node
+
+    return slurm_node
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     for verb, line, run in (
-        ("prologue", "make this job's guest; called by the batch system's hook, as root", _prologue),
-        ("epilogue", "remove this job's guest; called by the batch system's hook, as root", _epilogue),
+        (PROLOGUE, "make this job's guest; called by the batch system's hook, as root", _prologue),
+        (EPILOGUE, "remove this job's guest; called by the batch system's hook, as root", _epilogue),
         ("reap", "remove what jobs that no longer exist left on this node", _reap),
     ):
         parser = verbs.add_parser(
@@ -35,108 +45,114 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
             epilog=f"example:\n  lrms-vm {verb} --lrms slurm",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--lrms", choices=["slurm"], required=True, help="the batch system that calls")
+        parser.add_argument("--lrms", choices=SYSTEMS, required=True, help="the batch system that calls")
         parser.add_argument("--node", help="this node's name in the batch system (default: as the hook says)")
+        parser.add_argument("words", nargs="*", metavar="-- ARGUMENT", help="the hook's own arguments")
         parser.set_defaults(run=run)
 
 
 def _prologue(args: argparse.Namespace) -> int:
     started_at, start = time.time(), time.monotonic()
-    from lrms_vm import slurm_node
-
+    batch = system(args.lrms)
     try:
-        hook = slurm.identify(os.environ)
+        call = batch.call(args.words)
+        job = batch.identify(call)
         config = configuration.load(args.config or configuration.DEFAULT_PATH)
-    except LrmsVmError as unready:
-        # The site's fault, so the node stays; with no verdict the plugin ends the job. Without the plugin it would not.
-        journal.say("error", "prologue", f"{unready.blame}: {unready.code}: {unready}")
-        print(f"lrms_vm: {unready}", file=sys.stderr)
-        return 0 if slurm_node.has_plugin() else 1
-    from lrms_vm import lifecycle, teardown
+    except LrmsVmError as error:
+        return _unready(batch, PROLOGUE, error)
+    from lrms_vm import retries, teardown
 
     deadline = start + config.prologue_timeout_s
     try:
-        with teardown.locked(config.places, hook.key, deadline=deadline):
-            error = _failure(lambda: _start_guest(hook, config, started_at=started_at, deadline=deadline), hook)
-            if error is None:
-                journal.say("info", hook.key, f"guest started in {time.monotonic() - start:.2f} s")
-                return 0
-            _clear(hook, config)
-            if isinstance(error, NodeError):
-                raise error
-            lifecycle.refuse(error, hook, places=config.places)
-            return 0
+        with teardown.locked(config.places, job.key, deadline=deadline):
+            failure = _failure(lambda: _start_guest(batch, call, job, config, started_at, deadline), job)
+            if failure is None:
+                journal.say("info", job.key, f"guest started in {time.monotonic() - start:.2f} s")
+                retries.forget(config.places, job.key)
+                return batch.outcome(PROLOGUE, Outcome.READY, retries=0).exit_code
+            _clear(job, config)
+            if isinstance(failure, NodeError):
+                raise failure
+            return _tell(batch, PROLOGUE, outcome_of(failure), failure, job, call, config)
     except NodeError as error:
-        return _take_out(f"{error.code}: {error.message}", hook, config)
+        return _tell(batch, PROLOGUE, Outcome.NODE, error, job, call, config)
 
 
-def _start_guest(hook: Allocation, config: Config, *, started_at: float, deadline: float) -> None:
-    from lrms_vm import lifecycle, node, slurm_node
+def _unready(batch: BatchSystem, hook: str, error: LrmsVmError) -> int:
+    journal.say("error", hook, f"{error.blame}: {error.code}: {error}")
+    print(f"lrms_vm: {error}", file=sys.stderr)
+    return batch.unready(hook, error)
 
-    if config.spank_plugin:  # first: every refusal relies on the plugin to keep the job off the host
-        slurm_node.require_plugin(config.spank_plugin)
-    _clear(hook, config)
-    _reap_others(hook, config)
-    options, source = slurm.parse_options(os.environ)
+
+def _start_guest(
+    batch: BatchSystem, call: Call, job: Allocation, config: Config, started_at: float, deadline: float
+) -> None:
+    from lrms_vm import lifecycle, node
+
+    batch.require_way_in(call, config)  # first: whatever we refuse relies on it to stay off the host
+    _clear(job, config)
+    _reap_others(batch, call, job, config)
+    options, source = batch.parse_options(call)
     request = parse_request(options, source=source)
-    text = slurm_node.ask(slurm.show_job_argv(config.scontrol, hook.job_id), os.environ)
-    allocation = slurm.parse_job(text, os.environ)
+    allocation = batch.allocation(call, config)
     actors = node.actors(config)
     lifecycle.prologue(request, allocation, config=config, actors=actors, started_at=started_at, deadline=deadline)
-    if config.slurm_admin_comment and slurm.is_first_node(os.environ):
-        _annotate(allocation, config)
+    batch.started(allocation, call, config)
 
 
-def _annotate(allocation: Allocation, config: Config) -> None:
-    """Leave the provenance on the job. Only accounting misses it where that fails; the log has it anyway."""
-    from lrms_vm import provenance, slurm_node
-    from lrms_vm.verdict import read_verdict
-
-    path = config.places.verdict(allocation.key)
-    try:
-        image = read_verdict(path.read_bytes(), source=str(path)).image
-        text = provenance.line(allocation.key, allocation.user, image)
-        argv = slurm.comment_argv(config.scontrol, allocation.job_id, text)
-        slurm_node.annotate(argv, os.environ, log=config.places.job(allocation.key).run / "scontrol.log")
-    except (LrmsVmError, OSError) as error:
-        journal.say("warning", allocation.key, f"AdminComment not set: {error}")
-
-
-def _failure(action: Callable[[], None], hook: Allocation) -> LrmsVmError | None:
+def _failure(action: Callable[[], None], job: Allocation) -> LrmsVmError | None:
     """Do it; return what went wrong. A bug of ours must neither run a job on the host nor take nodes out one by one."""
     try:
         action()
     except LrmsVmError as error:
-        journal.say("error", hook.key, f"{error.blame}: {error.code}: {error}")
-        print(f"lrms_vm: {hook.key}: {error}", file=sys.stderr)
+        journal.say("error", job.key, f"{error.blame}: {error.code}: {error}")
+        print(f"lrms_vm: {job.key}: {error}", file=sys.stderr)
         return error
     except Exception as bug:
-        journal.say("error", hook.key, traceback.format_exc())
+        journal.say("error", job.key, traceback.format_exc())
         traceback.print_exc()
         return LrmsVmError(f"internal error: {type(bug).__name__}: {bug}", code="internal")
     return None
 
 
-def _take_out(why: str, hook: Allocation, config: Config) -> int:
-    """Drain this node with our reason; slurmd sees 1 and requeues the job, which runs elsewhere."""
-    from lrms_vm import slurm_node
+def _tell(
+    batch: BatchSystem, hook: str, outcome: Outcome, error: LrmsVmError, job: Allocation, call: Call, config: Config
+) -> int:
+    """Do what the adapter's table says of this outcome; return the hook's exit code.
 
-    try:
-        slurm_node.ask(slurm.drain_argv(config.scontrol, hook.node, why), os.environ)
-    except LrmsVmError as error:  # slurmd drains it for our exit code, with its own reason
-        journal.say("error", hook.key, f"cannot drain: {error}")
-    return 1
+    Raises `NodeError` only where not even the verdict of a refusal can be written.
+    """
+    from lrms_vm import lifecycle, retries
+
+    told = batch.outcome(hook, outcome, retries=retries.count(config.places, job.key))
+    if hook == PROLOGUE and Action.COUNT not in told.actions:
+        retries.forget(config.places, job.key)
+    done = True
+    for action in told.actions:
+        try:
+            if action is Action.VERDICT:
+                lifecycle.refuse(error, job, places=config.places)
+            elif action is Action.COUNT:
+                retries.add(config.places, job.key)
+            else:
+                batch.act(action, f"{error.code}: {error.message}", job, call, config)
+        except LrmsVmError as undone:
+            if action is Action.VERDICT:
+                raise
+            journal.say("error", job.key, f"cannot {action.value}: {undone}")
+            done = False
+    return told.exit_code if done or told.otherwise is None else told.otherwise
 
 
-def _clear(hook: Allocation, config: Config) -> None:
+def _clear(job: Allocation, config: Config) -> None:
     """Undo what an earlier prologue of this job left. Raises `NodeError` when something stays."""
     from lrms_vm import node, teardown
 
-    job = config.places.job(hook.key)
-    if not (job.run.exists() or job.disk.exists() or config.places.verdict(hook.key).exists()):
+    places = config.places.job(job.key)
+    if not (places.run.exists() or places.disk.exists() or config.places.verdict(job.key).exists()):
         return
     left = teardown.teardown(
-        hook.key,
+        job.key,
         places=config.places,
         hypervisor=node.hypervisor(config),
         deadline=time.monotonic() + config.epilogue_timeout_s,
@@ -146,59 +162,67 @@ def _clear(hook: Allocation, config: Config) -> None:
 
 
 def _epilogue(args: argparse.Namespace) -> int:
-    hook = slurm.identify(os.environ)
-    config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    batch = system(args.lrms)
+    try:
+        call = batch.call(args.words)
+        job = batch.identify(call)
+        config = configuration.load(args.config or configuration.DEFAULT_PATH)
+    except LrmsVmError as error:
+        return _unready(batch, EPILOGUE, error)
     from lrms_vm import node, teardown
 
     deadline = time.monotonic() + config.epilogue_timeout_s
     try:
-        with teardown.locked(config.places, hook.key, deadline=deadline):
+        with teardown.locked(config.places, job.key, deadline=deadline):
             left = teardown.teardown(
-                hook.key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline
+                job.key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline
             )
         why = "; ".join(map(str, left))
     except LrmsVmError as error:
         why = str(error)
     if why:
-        journal.say("error", hook.key, f"left behind: {why}")
-        print(f"lrms_vm: {hook.key}: left behind: {why}", file=sys.stderr)
-        return _take_out(f"leftovers of job {hook.job_id}: {why}", hook, config)
-    journal.say("info", hook.key, "guest removed, nothing left")
-    return 0
+        journal.say("error", job.key, f"left behind: {why}")
+        print(f"lrms_vm: {job.key}: left behind: {why}", file=sys.stderr)
+        found = NodeError(f"job {job.job_id}: {why}", code="leftovers")
+        return _tell(batch, EPILOGUE, Outcome.LEFTOVERS, found, job, call, config)
+    journal.say("info", job.key, "guest removed, nothing left")
+    return batch.outcome(EPILOGUE, Outcome.READY, retries=0).exit_code
 
 
 def _reap(args: argparse.Namespace) -> int:
     """Tear down what belongs to jobs the batch system no longer has on this node."""
     config = configuration.load(args.config or configuration.DEFAULT_PATH)
-    name = args.node or os.environ.get("SLURMD_NODENAME")
+    batch = system(args.lrms)
+    call = Call(argv=tuple(args.words), environ=os.environ)
+    name = args.node or batch.node_name(call)
     if not name:
         raise UsageError("reap: which node is this?", hint="--node NAME", code="node-unknown")
-    from lrms_vm import cache, node, teardown
+    from lrms_vm import cache, node, retries, teardown
 
     for what in cache.clean(config.places):
         print(f"cache: removed {what}")
+    retries.forget_old(config.places, now=time.time())
     hypervisor = node.hypervisor(config)
     found = teardown.keys_on(
         name, places=config.places, hypervisor=hypervisor, deadline=time.monotonic() + REAP_TIMEOUT_S
     )
-    left = _reap_ended(found, name, config)
+    left = _reap_ended(found, name, batch, call, config)
     for line in left:
         print(f"lrms-vm: left behind: {line}", file=sys.stderr)
     return NodeError.exit_code if left else 0
 
 
-def _reap_ended(found: set[str], node_name: str, config: Config) -> list[str]:
-    """Tear down those of `found` whose jobs the controller no longer has on this node; return what is left of them.
+def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call, config: Config) -> list[str]:
+    """Tear down those of `found` whose jobs the batch system no longer has on this node; return what is left of them.
 
-    Raises `SiteError` when the controller does not answer: then nobody's guest is touched.
+    Raises `SiteError` when it does not answer: then nobody's guest is touched.
     """
-    from lrms_vm import node, slurm_node, teardown
+    from lrms_vm import node, teardown
 
-    found = {key for key in found if key.startswith("slurm-")}
+    found = {key for key in found if key.startswith(f"{batch.NAME}-")}
     if not found:
         return []
-    listing = slurm_node.ask(slurm.active_jobs_argv(config.scontrol, node_name), os.environ)
-    active = {f"slurm-{job_id}.{node_name}" for job_id in slurm.parse_active_jobs(listing)}
+    active = batch.active_keys(node_name, call, config)
     deadline = time.monotonic() + REAP_TIMEOUT_S
     leftovers: list[str] = []
     for key in sorted(found - active):
@@ -209,16 +233,16 @@ def _reap_ended(found: set[str], node_name: str, config: Config) -> list[str]:
     return leftovers
 
 
-def _reap_others(hook: Allocation, config: Config) -> None:
-    """Before a prologue: what jobs that are gone left here. Asks the controller only when there is somebody's.
+def _reap_others(batch: BatchSystem, call: Call, job: Allocation, config: Config) -> None:
+    """Before a prologue: what jobs that are gone left here. Asks the batch system only when there is somebody's.
 
     What cannot be reaped now is said in the log; it must not cost this job its guest.
     """
     from lrms_vm import teardown
 
     try:
-        found = teardown.keys_in_directories(hook.node, places=config.places) - {hook.key}
-        for line in _reap_ended(found, hook.node, config):
-            journal.say("error", hook.key, f"left behind: {line}")
+        found = teardown.keys_in_directories(job.node, places=config.places) - {job.key}
+        for line in _reap_ended(found, job.node, batch, call, config):
+            journal.say("error", job.key, f"left behind: {line}")
     except LrmsVmError as error:
-        journal.say("warning", hook.key, f"not reaped: {error}")
+        journal.say("warning", job.key, f"not reaped: {error}")

@@ -1,35 +1,91 @@
-"""What every batch system's adapter answers. Values in, values out: the environment, the argv and the text of a
-command come as arguments, so that every odd variable of every release is a unit test with a dict.
+"""What all batch systems share: how a hook was called, what became of its work, and what the batch system is told.
+
+Each system is two modules. `lrms/<system>.py` is pure: the hook's arguments, environment and files come in as values,
+so that every odd variable of every release is a unit test with a dict. `<system>_node.py` does what must be done on
+a node: it is a `batch_system.BatchSystem`, and the hooks (cli/hooks.py) know nothing else of it.
 
 Which outcome tells the batch system what is one table per adapter, with its manual's section above it.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from lrms_vm.errors import ConfigError, LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.request import Allocation
+
+PROLOGUE, EPILOGUE = "prologue", "epilogue"
+MAX_RETRIES = 3  # how often a job is sent back by our own hand; a batch system may start it sixteen times in 4 s
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a hook was called. Every byte is hostile until its adapter says who wrote it."""
+
+    argv: tuple[str, ...] = ()  # the hook's own arguments, without its name
+    environ: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)  # what the node's half read for it, by a short name
+
+
+class Outcome(enum.Enum):
+    """What became of a hook's work."""
+
+    READY = "ready"
+    REQUEST = "request"  # the job must change
+    SITE = "site"  # something all nodes share is down: later may be better
+    CONFIG = "config"  # the site's configuration, or a bug of ours: trying again gains nothing
+    NODE = "node"  # another node may succeed
+    LEFTOVERS = "leftovers"  # teardown could not undo something
+
+
+class Action(enum.Enum):
+    """What is done beside the exit code."""
+
+    VERDICT = "verdict"  # leave a refused verdict: what stands in the payload's place prints it and ends with its code
+    COUNT = "count"  # one more on our counter of this job's retries; without it the counter is forgotten
+    TAKE_OUT = "take out"  # the node, out of service, with our reason
+    HOLD = "hold"  # the job, until somebody releases it
+    EXPLAIN = "explain"  # put the reason on the job, where its user looks
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a hook does and with which code it ends."""
+
+    exit_code: int
+    actions: tuple[Action, ...] = ()  # in this order
+    otherwise: int | None = None  # the exit code where one of the actions could not be done; None: the same
 
 
 class Lrms(Protocol):
-    """A module under `lrms_vm.lrms` is one of these (Slurm: lrms/slurm.py)."""
+    """A module under `lrms_vm.lrms` has these, over a `Call` or the part of it that the system fills."""
 
-    def wants_vm(self, environ: Mapping[str, str]) -> bool:
-        """Whether the job of this hook asked for a VM. Agrees with the shell test of the hook file."""
+    def identify(self, call: Call) -> Allocation:
+        """Which job, user and node the hook was called for; cpus and memory may not be known yet.
+        Raises `SiteError` when this is no hook's call."""
 
-    def identify(self, environ: Mapping[str, str]) -> Allocation:
-        """Which job, user and node the hook was called for, from its environment alone. cpus and memory are not
-        known yet. Raises `UsageError` when this is no hook's environment."""
+    def parse_options(self, call: Call) -> tuple[dict[str, str], str]:
+        """The option texts by their words (`request.OPTIONS`), and which carrier they came by. Hostile, unread.
+        Raises `UsageError` when the job asks for no VM."""
 
-    def parse_options(self, environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
-        """The option texts by their words (`request.OPTIONS`), and which carrier they came by. Hostile, unread."""
+    def outcome(self, hook: str, outcome: Outcome, *, retries: int) -> Told:
+        """The adapter's table. `retries`: how often this job was sent back here already."""
 
-    def show_job_argv(self, command: str, job_id: str) -> list[str]:
-        """What to run to learn of the job's allocation; `parse_job` reads what it prints."""
 
-    def parse_job(self, text: str, environ: Mapping[str, str]) -> Allocation:
-        """The job's allocation on the hook's node. Raises `RequestError` or `SiteError`."""
-
-    def drain_argv(self, command: str, node: str, reason: str) -> list[str]:
-        """What to run to take the node out of service with our reason."""
+def outcome_of(error: LrmsVmError | None) -> Outcome:
+    """Whose fault it is, as far as a batch system can be told."""
+    match error:
+        case None:
+            return Outcome.READY
+        case RequestError():
+            return Outcome.REQUEST
+        case ConfigError():
+            return Outcome.CONFIG
+        case SiteError():
+            return Outcome.SITE
+        case NodeError():
+            return Outcome.NODE
+    return Outcome.CONFIG

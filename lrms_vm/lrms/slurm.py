@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
+from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Outcome, Told
 from lrms_vm.lrms.slurm_notation import first_host, hostlist_has, range_size
 from lrms_vm.request import OPTIONS, Allocation
 
@@ -34,6 +35,21 @@ _IDENTITY = re.compile(r" UserId=([^()\s]+)\(([0-9]{1,10})\) GroupId=([^()\s]+)\
 
 # slurm.conf(5), JOB STATE CODES of squeue(1): in these a prolog may still be needed
 _ALIVE = ("RUNNING", "CONFIGURING", "PENDING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
+
+_TOLD = {
+    (PROLOGUE, Outcome.READY): Told(0),
+    (PROLOGUE, Outcome.REQUEST): Told(0, (Action.VERDICT,)),
+    (PROLOGUE, Outcome.SITE): Told(0, (Action.VERDICT,)),
+    (PROLOGUE, Outcome.CONFIG): Told(0, (Action.VERDICT,)),
+    (PROLOGUE, Outcome.NODE): Told(1, (Action.TAKE_OUT,)),
+    (EPILOGUE, Outcome.READY): Told(0),
+    (EPILOGUE, Outcome.LEFTOVERS): Told(1, (Action.TAKE_OUT,)),
+}
+
+
+def outcome(hook: str, outcome: Outcome, *, retries: int) -> Told:
+    """The table above; Slurm needs no counter of ours, since a node that requeues a job is out of service."""
+    return _TOLD[hook, outcome]
 
 
 def wants_vm(environ: Mapping[str, str]) -> bool:
