@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lrms_vm.trust.patterns import covers
+
 MAX_BYTES = 1 << 20
 MAX_LINES = 10_000
 _LINE = re.compile(r'\s*(?:"([^"]{1,1000})"|([^"\s#]\S{0,999}))\s+(\S{1,1000})\s*(?:#.*)?')
@@ -91,22 +93,7 @@ def _proves(target: tuple[bool, str], wanted: Sequence[str], mapping: Sequence[M
 
 
 def _covered(fqan: str, wanted: Sequence[str]) -> bool:
-    return any(_covers(_plain(pattern), _plain(fqan)) for pattern in wanted)
-
-
-def _covers(pattern: str, fqan: str) -> bool:
-    """Whether everything that `fqan` stands for is in `pattern`: its own "*" must fall into one of the pattern's."""
-    if "*" not in pattern:
-        return fqan == pattern
-    first, *middle, last = pattern.split("*")
-    at, end = len(first), len(fqan) - len(last)
-    if at > end or not (fqan.startswith(first) and fqan.endswith(last)):
-        return False
-    for part in middle:
-        if (found := fqan.find(part, at, end)) < 0:
-            return False
-        at = found + len(part)
-    return True
+    return any(covers(_plain(pattern), _plain(fqan)) for pattern in wanted)
 
 
 def _plain(fqan: str) -> str:

@@ -226,6 +226,11 @@ def issuer_hashes_of_pem(pems: Iterable[bytes]) -> set[str]:
     return issuer_hashes(_loaded(pems))
 
 
+def readable(pems: Iterable[bytes]) -> list[x509.Certificate]:
+    """Those of a CA directory's certificates that can anchor anything."""
+    return [one for one in _loaded(pems) if _readable(one)]
+
+
 def crl_expiries(anchors: TrustAnchors) -> list[tuple[str, datetime]]:
     """(issuer, nextUpdate) of each CRL that can be read; one without nextUpdate counts as expired long ago."""
     ends = []

@@ -45,7 +45,7 @@ def test_a_rules_network_is_the_most_a_job_gets_and_not_what_it_gets_unasked() -
     assert within(rule(network="nat"), request(), network="nat").network is None
     assert within(rule(network="none"), request(), network="nat").network == "none"
     assert within(rule(network="nat"), request(network="none"), network="nat").network == "none"
-    with pytest.raises(RequestError, match="rule 'r' .trust.toml:9. gives this image 'nat'"):
+    with pytest.raises(RequestError, match=r"rule 'r' .trust.toml:9. gives this image 'nat'"):
         within(rule(network="nat"), request(network="bridge:br0"), network="none")
 
 
@@ -76,7 +76,7 @@ def test_a_tier_gives_the_working_directory_or_nothing_of_the_host() -> None:
     assert shares_of("/data/a", request(), config, modest) == ("/data/a",)
     assert shares_of("/data/a", request(share="/data/b"), config, rule()) == ("/data/a", "/data/b")
     for tier in (sealed, modest):
-        with pytest.raises(RequestError, match="of rule 'r' .trust.toml:9. gives this image") as caught:
+        with pytest.raises(RequestError, match=r"of rule 'r' .trust.toml:9. gives this image") as caught:
             shares_of("/data/a", request(share="/data/b"), config, tier)
         assert (caught.value.code, "grid@example.org" in caught.value.hint) == ("share-not-allowed", True)
 
