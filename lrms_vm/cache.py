@@ -156,10 +156,12 @@ def _warm(job: _Job, key: str, claim: Claim) -> VerifiedImage | None:
 
 def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
     ready: list[VerifiedImage] = []
+    signs = [str(path) for path in sidefiles.led_to(job.places, key)]
 
     def there() -> bool:
         """While another fetches: what it has published needs no lock to be used."""
-        ready.extend(image for image in [_warm(job, key, claim)] if image is not None)
+        if any(map(os.path.exists, signs)) and (image := _warm(job, key, claim)) is not None:
+            ready.append(image)
         return bool(ready)
 
     with locks.locked(job.places.cache_locks / f"{key}.lock", deadline=job.deadline, instead=there) as held:

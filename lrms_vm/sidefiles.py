@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Protocol
 from lrms_vm.errors import ConfigError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.image import ImageEntry
+from lrms_vm.locks import locked
 from lrms_vm.paths import Places
-from lrms_vm.store import write_durably
+from lrms_vm.store import entry_dir, prepare, write_durably
 
 if TYPE_CHECKING:
     from lrms_vm.trust.verify import Claim, SignatureFiles
@@ -46,10 +47,36 @@ def claimed(
     entry: ImageEntry, *, places: Places, decide: Decide, fetch: Fetcher, deadline: float
 ) -> tuple[SignatureFiles, Claim]:
     """The signature files and what they claim. A refusal never rests on an old copy; acceptance may."""
-    copy = None if entry.url.startswith("/") else copy_of(places, entry)
+    if entry.url.startswith("/"):
+        return _asked_for(entry, None, places=places, decide=decide, fetch=fetch, deadline=deadline)
+    copy = copy_of(places, entry)
     if copy is not None and copy[1] < ASK_AGAIN_S:
         with contextlib.suppress(RequestError):  # decided again below, on what the server has now
             return copy[0], decide.claim(copy[0], entry.name)
+    with contextlib.ExitStack() as stack:  # a hundred jobs at once make one question
+        with contextlib.suppress(SiteError):  # it takes long: then everybody asks
+            lock = _copy_path(places, entry).with_suffix(".lock").name
+            stack.enter_context(
+                locked(places.cache_locks / lock, deadline=min(deadline, time.monotonic() + ASK_TIMEOUT_S))
+            )
+        answer = copy_of(places, entry)
+        asked_since = answer is not None and answer[1] < (ASK_AGAIN_S if copy is None else min(copy[1], ASK_AGAIN_S))
+        if answer is not None and asked_since:
+            with contextlib.suppress(RequestError):
+                return answer[0], decide.claim(answer[0], entry.name)
+        return _asked_for(entry, copy, places=places, decide=decide, fetch=fetch, deadline=deadline)
+
+
+def _asked_for(
+    entry: ImageEntry,
+    copy: tuple[SignatureFiles, float] | None,
+    *,
+    places: Places,
+    decide: Decide,
+    fetch: Fetcher,
+    deadline: float,
+) -> tuple[SignatureFiles, Claim]:
+    """What the server has; the copy where it does not answer."""
     ask_until = deadline if copy is None else min(deadline, time.monotonic() + ASK_TIMEOUT_S)
     try:
         files = fetch_files(entry, fetch=fetch, deadline=ask_until)
@@ -69,6 +96,7 @@ def sha256_of(entry: ImageEntry, *, places: Places, decide: Decide, fetch: Fetch
 
     Raises as `claimed`.
     """
+    prepare(places)
     files, claim = claimed(entry, places=places, decide=decide, fetch=fetch, deadline=deadline)
     found = reference(places, image_key(files, claim))
     return found.signed if found is not None else None
@@ -162,6 +190,12 @@ def reference(places: Places, key: str) -> Reference | None:
     if damaged or own not in (None, found.signed):
         return Reference(own, own) if own else None
     return found
+
+
+def led_to(places: Places, key: str) -> list[Path]:
+    """What is not there as long as `reference` leads nowhere: cheap to ask for again and again."""
+    own = [entry_dir(places, key.removeprefix("sha256-")) / "meta.json"] if key.startswith("sha256-") else []
+    return [places.signatures / f"{key}.ref", *own]
 
 
 def keep_ref(places: Places, key: str, sha256: str, signed: str | None = None) -> None:

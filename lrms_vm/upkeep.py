@@ -205,7 +205,7 @@ def sweep(places: Places) -> bool:
     """Remove what nobody will use: partials of dead processes, and what is in quarantine; True if there was any."""
     try:
         with store.changing(places, deadline=time.monotonic() + LOCK_TIMEOUT_S):
-            gone = ingest.remove_abandoned(places)
+            gone = ingest.remove_abandoned(places, keep_s=0)
             for path in places.quarantine.iterdir():
                 shutil.rmtree(path)
                 gone.append(path.name)
