@@ -139,6 +139,9 @@ def read_certificate(data: bytes) -> None:
     with contextlib.suppress(RequestError):
         x509.parse_chain(data, source="fuzz")
     in_pem = pem("CERTIFICATE", data)
+    for one in (data, in_pem):
+        x509.issuer_hashes_of_pem([one])
+        x509.readable([one])
     _judge(SignatureFiles("dgst", BARE, "sha256", in_pem))
     _judge(SignatureFiles("dgst", BARE, "sha256", SIGNERS["rsa"].pem + in_pem))
     _judge(SignatureFiles("dgst", BARE, "sha256", SIGNERS["rsa"].pem), replace(ANCHORS, certificates=(in_pem, CA.pem)))
