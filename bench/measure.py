@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+FASTER = "faster"  # the unit of a value that is theirs / ours: the more the better
+
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table. `goal` is the most that `value` may be."""
+    """One line of the table. `goal` is the most that `value` may be, or the least where it says how much faster."""
 
     name: str
     value: float
@@ -23,7 +25,7 @@ class Result:
 
     @property
     def held(self) -> bool:
-        return self.value <= self.goal
+        return self.value >= self.goal if self.unit == FASTER else self.value <= self.goal
 
 
 def wall_s(action: Callable[[], object]) -> float:
