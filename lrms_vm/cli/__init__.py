@@ -22,6 +22,7 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "cache": (("cache",), "the node's verified image cache"),
     "trust": (("trust",), "what must not go back on this node, and the ways back"),
+    "policy": (("policy",), "who may build and who may run: check the rules, explain a decision"),
     "render": (("render",), "what would be given to the hypervisor for a job"),
     "doctor": (("doctor",), "what would stop a VM job on this node, each with its remedy"),
     "install": (("install",), "put the hooks and the plugin in place for a batch system"),
@@ -31,7 +32,7 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "exec": (("exec",), "called in the job's step, as its user: runs the payload in the guest"),
     "attach": (("exec",), "called by the prologue, as the job's user: connects to the guest"),
 }
-_GROUPS = {"image": "a verb of its own follows"}
+_GROUPS = {"image": "a verb of its own follows", "policy": "a verb of its own follows"}
 
 EXAMPLES = """\
 examples:

@@ -90,6 +90,7 @@ def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument(
         "--name", help="the image's name at the site (default: the file's, without .img, .raw or .qcow2)"
     )
+    parser.add_argument("--all", action="store_true", help="tell of every signature beside the image; the first counts")
     parser.add_argument("--user", help="and may this user run it?")
     parser.add_argument("--partition", default="", help="where (default: a node with no batch system)")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -134,7 +135,7 @@ def _sign(args: argparse.Namespace) -> int:
 
 
 def _warn_about_others(image: Path, made: tuple[Path, ...]) -> None:
-    """`verify` looks at one signature only, in the order of `_side_files`."""
+    """`verify` looks at one signature only, in the order of `side_files`."""
     for suffix in ("p7s", *_SUFFIXES):
         other = image.with_name(f"{image.name}.{suffix}")
         if other in made:
@@ -144,11 +145,15 @@ def _warn_about_others(image: Path, made: tuple[Path, ...]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    if args.all:
+        from lrms_vm.cli import image_verify_all
+
+        return image_verify_all.verify(args)
     files: SignatureFiles | None = None
     try:
         if not args.image.is_file():
             raise UsageError(f"{args.image}: no such image file", code="image-unreadable")
-        files = None if args.list is not None else _side_files(args.image, args.signature, args.cert)
+        files = None if args.list is not None else side_files(args.image, args.signature, args.cert)
         claim, endorsement = _decide(args, files)
     except LrmsVmError as error:
         if args.json:
@@ -177,16 +182,16 @@ def _decide(args: argparse.Namespace, files: SignatureFiles | None) -> tuple[Cla
     if files is None:
         claim = listed_file.claim(args.list, args.image, name=args.name, groups=groups, at=at, **site)
     else:
-        name = args.name or args.image.name.removesuffix(".img").removesuffix(".raw").removesuffix(".qcow2")
+        name = args.name or name_of(args.image)
         claim = verify.check_claim(files, image_name=name, groups=groups, at=at, **site)
     size_bytes = args.image.stat().st_size
     with Progress(f"reading {args.image.name}", size_bytes) as progress:
         endorsement = check_image(args.image, claim, progress=progress)
-    _check_form(args.image, claim, endorsement.sha256, size_bytes)
+    check_form_of(args.image, claim, endorsement.sha256, size_bytes)
     return claim, endorsement
 
 
-def _check_form(image: Path, claim: Claim, sha256: str, size_bytes: int) -> None:
+def check_form_of(image: Path, claim: Claim, sha256: str, size_bytes: int) -> None:
     """It is a raw disk, or something that policy lets become one here. What cannot be converted shows only at boot."""
     from lrms_vm.convert import look
     from lrms_vm.trust.forms import check_form
@@ -200,14 +205,25 @@ def _check_form(image: Path, claim: Claim, sha256: str, size_bytes: int) -> None
     check_form(claim, "qcow2" if header else "raw", sha256, size_bytes=size_bytes, raw_size_bytes=raw_size_bytes)
 
 
-def _side_files(image: Path, signature: Path | None, certificate: Path | None) -> SignatureFiles:
+def name_of(image: Path) -> str:
+    """What an image file is called at a site, where nobody says."""
+    return image.name.removesuffix(".img").removesuffix(".raw").removesuffix(".qcow2")
+
+
+def signatures_beside(image: Path) -> list[Path]:
+    """The signature files that are there; the first is the one that counts."""
+    stem = image.with_suffix("") if image.suffix in (".img", ".raw") else image  # the seed says vm_image.sha1
+    beside = [f"{image}.{suffix}" for suffix in ("p7s", *_SUFFIXES)] + [f"{stem}.{suffix}" for suffix in _SUFFIXES]
+    return [Path(path) for path in dict.fromkeys(beside) if os.path.exists(path)]
+
+
+def side_files(image: Path, signature: Path | None = None, certificate: Path | None = None) -> SignatureFiles:
     """Which signature to look at, by its suffix. Raises `RequestError` "not-signed" where there is none."""
     from lrms_vm.trust.verify import SignatureFiles
 
-    stem = image.with_suffix("") if image.suffix in (".img", ".raw") else image  # the seed says vm_image.sha1
+    stem = image.with_suffix("") if image.suffix in (".img", ".raw") else image
     if signature is None:
-        beside = [f"{image}.{suffix}" for suffix in ("p7s", *_SUFFIXES)] + [f"{stem}.{suffix}" for suffix in _SUFFIXES]
-        found = [Path(path) for path in beside if os.path.exists(path)]
+        found = signatures_beside(image)
         if not found:
             raise RequestError(
                 f"{image}: not signed: there is neither {image.name}.p7s nor {image.name}.sha256 beside it",

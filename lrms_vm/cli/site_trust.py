@@ -20,7 +20,7 @@ def load(policy_file: Path | None, config: Path | None) -> tuple[Policy, TrustAn
 
     # What root believes must be root's; somebody else asks for himself, with a file of his own.
     must_be_root_owned = os.geteuid() == 0 or policy_file is None
-    path = policy_file or _site_policy(config)
+    path = policy_file or site_policy(config)
     policy = read_policy(path, must_be_root_owned=must_be_root_owned)
     return policy, read_anchors(Path(policy.ca_dir), must_be_root_owned=must_be_root_owned)
 
@@ -43,7 +43,8 @@ def groups_of(user: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _site_policy(config: Path | None) -> Path:
+def site_policy(config: Path | None) -> Path:
+    """Where the site's trust.toml is."""
     path = config or configuration.DEFAULT_PATH
     if config is None and not path.exists():
         return Path(configuration.Config().policy)
