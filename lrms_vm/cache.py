@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lrms_vm import download, locks, sidefiles, store, trust_state
@@ -21,7 +20,6 @@ from lrms_vm.admission import NO_ROOM, Admission, disk_full, vo_of
 from lrms_vm.convert import as_raw
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError
 from lrms_vm.fetch import Fetcher
-from lrms_vm.hashing import Leaves, tree_of_fd
 from lrms_vm.image import ImageEntry, Listed, VerifiedImage
 from lrms_vm.ingest import Received, part_directory
 from lrms_vm.paths import Places
@@ -210,7 +208,8 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
         )
         if vouched.sha256 != image.sha256:
             meta = meta.with_origins([vouched])
-        store.write_leaves(part, raw.leaves or _tree_of(part / "image"))
+        if raw.leaves is not None:  # else the first scrub finds them, when nobody waits
+            store.write_leaves(part, raw.leaves)
         (part / download.SIGNED_LEAVES).unlink(missing_ok=True)
         store.write_meta(part, meta)
         job.step("described")
@@ -223,15 +222,6 @@ def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
     sidefiles.keep_ref(job.places, key, image.sha256, vouched.sha256)
     job.step("referred")
     return image
-
-
-def _tree_of(image: Path) -> Leaves:
-    """Of a raw disk that was made here, from what came."""
-    fd = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return tree_of_fd(fd, os.fstat(fd).st_size)
-    finally:
-        os.close(fd)
 
 
 def _merged(places: Places, sha256: str, new: store.Meta) -> bool:

@@ -86,7 +86,7 @@ def _whole(order: Order, image: Path, accept: Callable[[Received], None]) -> Rec
                 max_bytes=min(order.max_bytes, order.size_bytes or order.max_bytes),
                 source=url,
                 progress=order.progress,
-                chunk_bytes=order.tree.chunk_bytes if order.tree is not None else tree.CHUNK_BYTES,
+                chunk_bytes=order.tree.chunk_bytes if order.tree is not None else None,
             )
             accept(received)
             _check_root(order, url, received)
