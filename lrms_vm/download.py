@@ -61,6 +61,12 @@ def get(order: Order, part: Path, *, accept: Callable[[Received], None]) -> Rece
     Raises `RequestError` when every mirror has something else than what was signed, `SiteError` when one that might
     have it did not do its part, `NodeError`, `OSError` from the disk.
     """
+    if (order.size_bytes or 0) > order.max_bytes:
+        raise RequestError(
+            f"{order.urls[0]}: {order.size_bytes} bytes, at most {order.max_bytes}",
+            hint="the site's limit is max_image in its trust policy",
+            code="image-too-large",
+        )
     leaves = _proved_leaves(order, part)
     if leaves is not None and order.size_bytes is not None:
         received = _Chunks(order, order.size_bytes, part / "image", leaves).receive()
@@ -127,7 +133,7 @@ def _check_root(order: Order, url: str, received: Received) -> None:
 
 def _with_size(order: Order, url: str, error: LrmsVmError) -> LrmsVmError:
     """More bytes than were signed are other bytes, whatever the site's limit."""
-    if error.code != "image-too-large" or order.size_bytes is None or order.size_bytes > order.max_bytes:
+    if error.code != "image-too-large" or order.size_bytes is None:
         return error
     return RequestError(
         f"{url}: more bytes than the {order.size_bytes} that were signed",

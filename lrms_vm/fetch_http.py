@@ -30,7 +30,8 @@ MAX_URL_LENGTH = 2048
 READ_BYTES = 1 << 20
 EXIT_TOLD = 3  # the reason is on stderr
 REDIRECTS = (301, 302, 303, 307, 308)
-MAX_RESUMES = 8
+MAX_RESUMES = 8  # in a row, with less than RESUME_BYTES between
+RESUME_BYTES = 16 << 20
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", re.ASCII)
 
 
@@ -116,7 +117,8 @@ def parts(url: str, ranges: Sequence[tuple[int, int]], size_bytes: int, limits: 
 def resumed(url: str, wanted: Wanted, limits: Limits, rate: Rate) -> Iterator[bytes]:
     """Yield what is wanted, over as many connections as it takes. Raises `Failure`."""
     broken: Failure | None = None
-    for tries in range(MAX_RESUMES + 1):
+    tries = 0
+    while True:
         before = rate.total
         try:
             connection, response, answer = _answered(url, wanted, limits)
@@ -131,12 +133,14 @@ def resumed(url: str, wanted: Wanted, limits: Limits, rate: Rate) -> Iterator[by
             broken = failure
             size_bytes = wanted.size_bytes or answer.size_bytes
             start = wanted.start + rate.total - before
+            tries = 0 if rate.total - before >= RESUME_BYTES else tries
             if failure.code != "image-short" or size_bytes is None or start >= size_bytes or tries == MAX_RESUMES:
                 raise
             wanted = replace(wanted, start=start, size_bytes=size_bytes, validator=answer.validator)
         finally:
             connection.close()
         time.sleep(min(0.1 * 2**tries, limits.stall_s / 4))
+        tries += 1
 
 
 def check_url(url: str) -> SplitResult:

@@ -272,6 +272,15 @@ def test_more_bytes_than_were_signed_are_other_bytes_and_not_too_large_for_the_s
     assert code_of(replace(one, size_bytes=None, max_bytes=len(IMAGE)), tmp_path) == ("image-too-large", RequestError)
 
 
+def test_an_image_that_was_signed_too_large_for_the_site_is_not_asked_for(
+    tmp_path: Path, known: dict[str, Any]
+) -> None:
+    mirrors = Mirrors({**leaves(), "http://a": IMAGE, "http://b": IMAGE})
+    assert code_of(order(mirrors, max_bytes=len(IMAGE) - 1, **known), tmp_path)[0] == "image-too-large"
+    assert not (tmp_path / "image").exists() or (tmp_path / "image").stat().st_size < len(IMAGE)
+    assert mirrors.log == [] or known == KNOWN["digest"]
+
+
 def test_no_further_mirror_is_asked_after_the_deadline(tmp_path: Path, known: dict[str, Any]) -> None:
     mirrors = Mirrors({**leaves(), "http://a": DOWN, "http://b": IMAGE})
     (tmp_path / download.SIGNED_LEAVES).write_bytes(b"".join(LEAVES))
