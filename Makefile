@@ -36,6 +36,7 @@ test-slurm: prerequisites
 	$(PYTHON) -m pytest tests/integration/slurm
 
 fuzz: $(STAMPS)/venv
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]'
 	@$(PYTHON) -W ignore -m tests.fuzz --seconds $(FUZZ)
 
 bench: prerequisites

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import sys
 
-import atheris
-
-with atheris.instrument_imports(include=["lrms_vm"]):
-    from tests.fuzz.targets import SEEDS, TARGETS
-
 
 def main(target: str, corpus: str, seconds: str, finds: str) -> None:
+    import atheris  # not needed by the tests: `make fuzz` installs it
+
+    with atheris.instrument_imports(include=["lrms_vm"]):
+        from tests.fuzz.targets import SEEDS, TARGETS
     longest = max(map(len, SEEDS[target])) + 512
     options = [
         f"-max_total_time={seconds}",
