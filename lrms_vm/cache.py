@@ -135,7 +135,7 @@ def _claimed(job: _Job) -> tuple[str, Claim]:
 def _warm(job: _Job, key: str, claim: Claim) -> VerifiedImage | None:
     """The image as it lies there; None when it does not, or not as it was left. Lease first: it keeps eviction away."""
     found = sidefiles.reference(job.places, key)
-    if found is None or store.read_meta(store.entry_dir(job.places, found.stored)) is None:
+    if found is None or not os.path.exists(store.entry_dir(job.places, found.stored) / "meta.json"):
         return None
     leasing.take(job.places, job.lease, found.stored)
     meta = store.healthy(job.places, found.stored)

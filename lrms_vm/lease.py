@@ -7,6 +7,7 @@ directory and the process that took it is gone; the epilogue releases all others
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -88,6 +89,7 @@ def remove_stale(places: Places, *, live: Container[str] = ()) -> list[str]:
     return gone
 
 
+@functools.cache
 def boot_id() -> str:
     """random(4): another at each boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lrms_vm.errors import NodeError, SiteError
 
-_POLL_S = 0.05
+_POLL_S = 0.1  # at most; a hundred that wait must not take the processors from the one they wait for
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def locked(path: Path, *, deadline: float, instead: Callable[[], bool] | None = 
     While another holds it `instead` is asked now and then: as soon as that is true the wait ends without the lock,
     and False is yielded. Raises `SiteError` naming the holder when `deadline` passes.
     """
-    fd, pause_s = _lock_file(path), _POLL_S / 8
+    fd, pause_s = _lock_file(path), _POLL_S / 16
     try:
         while not (held := _try_lock(fd)):
             if instead is not None and instead():

@@ -95,17 +95,30 @@ class Meta:
 
 
 def prepare(places: Places) -> None:
-    """Make and check our directories: real directories, ours, writable by nobody else. Raises `NodeError`."""
+    """Make and check our directories. Raises `NodeError`."""
     open_to_all = (places.state_dir, places.store, places.store / "sha256")
     ours_only = (
         *(places.ingest, places.cache_locks, places.leases, places.signatures),
         *(places.quarantine, places.pins),
     )
+    make_directories([*((path, 0o755) for path in open_to_all), *((path, 0o700) for path in ours_only)])
+
+
+def make_directories(wanted: Iterable[tuple[Path, int]]) -> None:
+    """Make and check (path, mode): real directories, ours, writable by nobody else. Only the first may lack parents.
+
+    Raises `NodeError`.
+    """
+    parents = True
     try:
-        for path in (*open_to_all, *ours_only):
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o755 if path in open_to_all else 0o700, parents=path == places.state_dir)
-            status = path.lstat()
+        for path, mode in wanted:
+            try:
+                status = os.lstat(path)
+            except FileNotFoundError:
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir(mode=mode, parents=parents)
+                status = os.lstat(path)
+            parents = False
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise NodeError(
                     f"{path}: owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected a real directory, "

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from lrms_vm.errors import NodeError, RequestError, SiteError, UsageError
 from lrms_vm.locks import locked as _locked
 from lrms_vm.paths import Places
-from lrms_vm.store import write_durably
+from lrms_vm.store import make_directories, write_durably
 
 if TYPE_CHECKING:
     from lrms_vm.trust.freshness import ClockMark, Ratchet
@@ -40,26 +40,15 @@ _DIGEST = re.compile(r"(sha1|sha256|sha384|sha512)[-:]([0-9a-f]{40,128})", re.AS
 
 def prepare(places: Places) -> None:
     """Make and check our directories. Raises `NodeError`."""
-    made = (
-        (places.state_dir, 0o755),
-        (places.cache_locks, 0o700),
-        (places.lists, 0o755),
-        (places.trust, 0o700),
-        (places.trust / "bare", 0o700),
+    make_directories(
+        [
+            (places.state_dir, 0o755),
+            (places.cache_locks, 0o700),
+            (places.lists, 0o755),
+            (places.trust, 0o700),
+            (places.trust / "bare", 0o700),
+        ]
     )
-    try:
-        for path, mode in made:
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=mode, parents=path == places.state_dir)
-            status = path.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                raise NodeError(
-                    f"{path}: owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected a real directory, "
-                    "writable by its owner alone",
-                    code="state-unsafe",
-                )
-    except OSError as error:
-        raise NodeError(f"{error.filename}: cannot make: {error.strerror}", code="state-unwritable") from error
 
 
 @contextlib.contextmanager
