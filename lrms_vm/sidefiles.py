@@ -105,7 +105,9 @@ def sha256_of(entry: ImageEntry, *, places: Places, decide: Decide, fetch: Fetch
 def fetch_files(entry: ImageEntry, *, fetch: Fetcher, deadline: float) -> SignatureFiles:
     """Get the signature files: IMAGE.p7s, else IMAGE.sha256 (.sha384, .sha512, .sha1) with IMAGE.crt.
 
-    Raises `RequestError` "not-signed" when there are none, `SiteError` when the server does not answer.
+    A bare signature and its certificate may also have the image's name without .img or .raw (vm_image.sha256 beside
+    vm_image.img, as in the talk of 2007). Raises `RequestError` "not-signed" when there are none, `SiteError` when the
+    server does not answer.
     """
     if entry.signature_url is not None:
         kind = _kind_of(entry.signature_url)
@@ -113,10 +115,11 @@ def fetch_files(entry: ImageEntry, *, fetch: Fetcher, deadline: float) -> Signat
         if found is not None:
             return _files(kind, found, entry, fetch, deadline)
         raise _unsigned(entry, entry.signature_url)
-    for suffix in ("p7s", *DGST_SUFFIXES):
-        found = _small(f"{entry.url}.{suffix}", fetch, deadline)
-        if found is not None:
-            return _files(suffix, found, entry, fetch, deadline)
+    for stem in _stems(entry.url):
+        for suffix in ("p7s", *DGST_SUFFIXES) if stem == entry.url else DGST_SUFFIXES:
+            found = _small(f"{stem}.{suffix}", fetch, deadline)
+            if found is not None:
+                return _files(suffix, found, entry, fetch, deadline)
     raise _unsigned(entry, f"{entry.url}.p7s or .sha256")
 
 
@@ -216,8 +219,18 @@ def _files(suffix: str, signature: bytes, entry: ImageEntry, fetch: Fetcher, dea
 
     if suffix == "p7s":
         return SignatureFiles(kind="cms", signature=signature, digest_algorithm=None, certificate=None)
-    certificate = _small(entry.certificate_url or f"{entry.url}.crt", fetch, deadline)
+    places = [entry.certificate_url] if entry.certificate_url else [f"{stem}.crt" for stem in _stems(entry.url)]
+    found = (_small(place, fetch, deadline) for place in places)
+    certificate = next((one for one in found if one is not None), None)
     return SignatureFiles(kind="dgst", signature=signature, digest_algorithm=suffix, certificate=certificate)
+
+
+def _stems(url: str) -> list[str]:
+    """The image's name, and that without what says that it is a raw disk."""
+    return [
+        url,
+        *(url.removesuffix(end) for end in (".img", ".raw") if url.endswith(end) and url[: -len(end)][-1:] != "/"),
+    ]
 
 
 def _small(url: str, fetch: Fetcher, deadline: float) -> bytes | None:

@@ -159,6 +159,28 @@ def test_a_bare_signature_comes_with_its_certificate(places: Places) -> None:
     assert (files.kind, files.digest_algorithm, files.certificate) == ("dgst", "sha256", b"PEM")
 
 
+@pytest.mark.parametrize("certificate", ["hep.crt", "hep.img.crt"])
+def test_the_signature_may_have_the_images_name_without_its_end(places: Places, certificate: str) -> None:
+    """As in the talk of 2007: vm_image.sha1 and vm_image.crt beside vm_image.img."""
+    base = URL.rpartition("/")[0]
+    fetch = FakeFetch({URL: IMAGE, f"{base}/hep.sha256": sign(IMAGE), f"{base}/{certificate}": b"PEM"})
+    decide = FakeDecide()
+    acquire(places, fetch, decide=decide)
+    assert (decide.seen[0].kind, decide.seen[0].certificate) == ("dgst", b"PEM")
+
+
+def test_a_signature_with_the_whole_name_comes_first(places: Places) -> None:
+    fetch = FakeFetch({URL: IMAGE, f"{URL}.sha256": sign(IMAGE), URL.replace(".img", ".sha256"): b"other"})
+    assert acquire(places, fetch).sha256 == SHA256
+
+
+@pytest.mark.parametrize("url", ["http://x/.img", "http://x/image", "http://x/a.qcow2"])
+def test_a_name_with_nothing_to_take_away_is_asked_for_as_it_is(places: Places, url: str) -> None:
+    fetch = FakeFetch({url: IMAGE})
+    assert code_of(places, fetch, entry=ImageEntry("a", url)) == "not-signed"
+    assert fetch.log == [f"{url}.{end}" for end in ("p7s", "sha256", "sha384", "sha512", "sha1")]
+
+
 def test_the_site_may_name_the_signature_and_the_certificate(places: Places) -> None:
     entry = ImageEntry(name="a", url=URL, signature_url="http://s/a.sha512", certificate_url="http://s/c.pem")
     fetch = FakeFetch({URL: IMAGE, "http://s/a.sha512": sign(IMAGE, "sha512"), "http://s/c.pem": b"PEM"})
