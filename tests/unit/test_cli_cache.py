@@ -35,6 +35,44 @@ def test_list_verify_prune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["--config", config, "cache", "clean"]) == 0
 
 
+def test_pin_scrub_and_quarantine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lrms_vm.journal.say", lambda level, key, text: said.append(text))
+
+    def run(*words: str) -> int:
+        return main(["--config", config_at(tmp_path), "cache", *words])
+
+    assert run("pin", "hep") == 77
+    assert run("list", "--quarantine") == 0 and "nothing was put aside" in capsys.readouterr().out
+    image = acquire(places_at(tmp_path), served())
+    assert run("pin", "hep", "--reason", "until June") == 0
+    assert capsys.readouterr().out == f"pinned sha256:{image.sha256}\n"
+    assert run("list") == 0 and "pinned: until June" in capsys.readouterr().out
+    assert run("unpin", f"sha256:{image.sha256[:12]}") == 0 and "unpinned" in capsys.readouterr().out
+    assert run("unpin", "hep") == 0 and "was not pinned" in capsys.readouterr().out
+    assert run("pin", image.sha256[:8], "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"pinned": [f"sha256:{image.sha256}"]}
+    assert run("pin", image.sha256[:7]) == 77, "too few digits are a name"
+    assert run("scrub", "--rate", "500", "--max-seconds", "60") == 0 and "good" in capsys.readouterr().out
+    path = Path(image.path)
+    path.chmod(0o644)
+    path.write_bytes(b"rot")
+    path.chmod(0o444)
+    assert run("scrub", "--json") == 69
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "damaged"
+    assert run("list", "--quarantine", "--json") == 0
+    assert [one["sha256"] for one in json.loads(capsys.readouterr().out)] == [image.sha256]
+    assert any(image.sha256 in text for text in said)
+    assert run("unpin", image.sha256[:8]) == 0, "a pin outlives its image"
+
+
+@pytest.mark.parametrize("words", [["--rate", "0"], ["--rate", "-1"], ["--max-seconds", "nan"], ["--rate", "inf"]])
+def test_numbers_of_a_scrub_are_checked(tmp_path: Path, words: list[str]) -> None:
+    assert main(["--config", config_at(tmp_path), "cache", "scrub", *words]) == 64
+
+
 def test_bad_usage_is_64(tmp_path: Path) -> None:
     for words in (["cache"], ["cache", "prune"]):
         with pytest.raises(SystemExit) as caught:

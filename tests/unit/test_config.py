@@ -146,3 +146,42 @@ def test_lists_and_mirrors_are_read() -> None:
 def test_a_wrong_list_or_mirror_is_an_error_that_names_the_key(table: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse(f"version = 1\n{table}".encode(), source="test")
+
+
+def test_the_limits_of_the_cache_are_read() -> None:
+    from lrms_vm.water_marks import Limits
+
+    config = parse(
+        b"""version = 1
+        cache_max = "200G"
+        cache_high_water = 95
+        cache_reserve = "512M"
+        state_dir_on_network = true
+        [cache_quota]
+        atlas = "1.5T"
+        """,
+        source="test",
+    )
+    assert config.limits == Limits(200 << 30, 95, 70, 512 << 20, {"atlas": 3 << 39})
+    assert config.state_dir_on_network
+    assert Config().limits == Limits()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'cache_max = "a lot"',
+        "cache_max = 5",
+        'cache_reserve = "-1"',
+        "cache_high_water = 101",
+        "cache_low_water = 91",
+        "cache_low_water = -1",
+        "cache_quota = 5",
+        "cache_quota.atlas = 5",
+        'cache_quota.atlas = "x"',
+        'state_dir_on_network = "yes"',
+    ],
+)
+def test_limits_that_make_no_sense_are_named(line: str) -> None:
+    with pytest.raises(ConfigError, match=line.partition(" ")[0].partition(".")[0]):
+        parse(f"version = 1\n{line}\n".encode(), source="test")
