@@ -60,6 +60,8 @@ class Pace:
         self._bytes += read_bytes
         if self.bytes_per_s is not None:
             ahead_s = self._bytes / self.bytes_per_s - (now - self._began)
+            if self.deadline is not None:
+                ahead_s = min(ahead_s, self.deadline - now)
             if ahead_s > 0:
                 self.sleep(ahead_s)
 

@@ -346,30 +346,42 @@ def retired(places: Places, digests: Iterable[str]) -> Iterator[list[str]]:
 
     Caller holds `changing` when this begins, and may let go of it inside. Raises `OSError`.
     """
-    hidden = []
-    for sha256 in digests:
-        directory = entry_dir(places, sha256)
-        if os.path.lexists(directory):
-            with contextlib.suppress(FileNotFoundError):
-                (directory / "meta.json").rename(directory / HIDDEN)
-            hidden.append(sha256)
-    # Only now: whoever takes a lease from here on finds no meta.json, and gives it back.
-    stay = {lease.sha256 for lease in leasing.leases(places)} | {pin.sha256 for pin in pinning.pins(places)}
+    hidden: list[str] = []
     gone: list[str] = []
     with contextlib.ExitStack() as stack:
-        for sha256 in hidden:
-            directory = entry_dir(places, sha256)
-            if sha256 in stay:
-                show(directory)
-                continue
-            trash = places.ingest / f"{sha256}.{secrets.token_hex(4)}.trash"
-            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # so that no `clean` removes it under us
-            directory.rename(trash)
-            stack.callback(shutil.rmtree, trash, ignore_errors=True)
-            gone.append(sha256)
+        try:
+            for sha256 in digests:
+                if os.path.lexists(entry_dir(places, sha256)):
+                    hidden.append(sha256)
+                    _hide(entry_dir(places, sha256))
+            # Only now: whoever takes a lease from here on finds no meta.json, and gives it back.
+            stay = {lease.sha256 for lease in leasing.leases(places)} | {pin.sha256 for pin in pinning.pins(places)}
+            for sha256 in hidden:
+                if sha256 not in stay and _retire(entry_dir(places, sha256), places.ingest, stack):
+                    gone.append(sha256)
+        finally:
+            for sha256 in hidden:
+                show(entry_dir(places, sha256))
         yield gone
+
+
+def _hide(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (directory / "meta.json").rename(directory / HIDDEN)
+
+
+def _retire(directory: Path, ingest: Path, stack: contextlib.ExitStack) -> bool:
+    """Move an entry to where rubbish is; `stack` removes it. False for one whose maker has not yet let go of it."""
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # so that no `clean` removes it under us
+    except BlockingIOError:
+        return False
+    trash = ingest / f"{directory.name}.{secrets.token_hex(4)}.trash"
+    directory.rename(trash)
+    stack.callback(shutil.rmtree, trash, ignore_errors=True)
+    return True
 
 
 def show(directory: Path) -> None:

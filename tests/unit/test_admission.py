@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 from pathlib import Path
@@ -84,6 +85,31 @@ def test_a_pinned_image_is_never_evicted(places: Places) -> None:
     assert [pin.reason for pin in pins.pins(places)] == ["production"]
     assert pins.unpin(places, first) and not pins.unpin(places, first)
     assert cache.evict(places, 0) == [first]
+
+
+def test_an_image_whose_maker_has_not_let_go_of_it_stays(places: Places) -> None:
+    first, second = bring(places, 0), bring(places, 1)
+    lock = os.open(store.entry_dir(places, first), os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert cache.evict(places, 0) == [second]
+    assert store.healthy(places, first) is not None
+    os.close(lock)
+    assert cache.evict(places, 0) == [first]
+
+
+@pytest.mark.parametrize("name", ["leases", "pins"])
+def test_an_eviction_that_cannot_see_who_holds_what_removes_nothing(
+    places: Places, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made = {bring(places, 0), bring(places, 1)}
+
+    def unreadable(_: Places) -> Any:
+        raise OSError(errno.EIO, "Input/output error", str(places.leases))
+
+    monkeypatch.setattr(f"lrms_vm.store.{'leasing' if name == 'leases' else 'pinning'}.{name}", unreadable)
+    with pytest.raises(LrmsVmError):
+        upkeep.remove(places, sorted(made))
+    assert {sha256 for sha256 in store.stored(places) if store.healthy(places, sha256)} == made
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b'{"reason": 1}', b"[" * 10_000])
