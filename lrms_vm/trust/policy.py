@@ -21,6 +21,7 @@ __all__ = ["Block", "Builder", "Policy", "Runner", "Tier", "matches", "parse_pol
 
 MAX_BYTES = 1 << 20
 MAX_GRACE_S = 30 * DAY_S  # a CRL that is older says nothing of who is revoked
+MAX_KEY_PARTS = 100
 _FORMATS = ("raw", "qcow2")
 _WHO = ("users", "groups", "accounts", "fqan")
 
@@ -48,12 +49,22 @@ def _read(text: bytes, source: str) -> tuple[Policy, list[str]]:
     problems: list[str] = []
     try:
         decoded = text.decode()
+        if any(_has_endless_key(line) for line in decoded.split("\n")):
+            raise ValueError(f"a key with more than {MAX_KEY_PARTS} parts")
         table = Table(tomllib.loads(decoded), "", problems)
         return _policy(table, _Lines(decoded, source), problems), problems
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
         raise ConfigError(
             f"{source}: not TOML: {str(error)[:200]}", hint="see docs/trust.md", code="policy-unreadable"
         ) from error
+
+
+def _has_endless_key(line: str) -> bool:
+    """tomllib's memory grows with the square of a dotted key's parts: a line of 400 KB takes all there is."""
+    if line.lstrip().startswith("#"):
+        return False
+    keys = [line] if line.lstrip().startswith("[") else line.split("=")[:-1]
+    return any(key.count(".") > MAX_KEY_PARTS for key in keys)
 
 
 def _policy(table: Table, lines: _Lines, problems: list[str]) -> Policy:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cryptography import x509 as certificates
 
-from lrms_vm.errors import RequestError
+from lrms_vm.errors import LrmsVmError, RequestError, SiteError
 from lrms_vm.trust import cms, dgst, dn, rules, x509
 from lrms_vm.trust.policy_values import Block, Policy, Runner
 from lrms_vm.trust.tree import Tree
@@ -140,10 +140,16 @@ def check_claim(
             groups=groups,
             account=account,
         )
-    except RequestError as error:
-        if error.hint:
-            raise
-        raise RequestError(error.message, hint=f"ask {policy.contact}", code=error.code) from error
+    except (RequestError, SiteError) as error:
+        raise told(error, policy, named_signer(files)) from error
+
+
+def told(error: LrmsVmError, policy: Policy, signer: tuple[str, str] | None) -> LrmsVmError:
+    """The same refusal with the signer's name (proved or not), and what to do or whom to ask, where it has none."""
+    message = error.message
+    if signer is not None and signer[0] not in message:
+        message = f"{message} (the signature is by {signer[0]}, or says so)"
+    return type(error)(message, hint=error.hint or f"ask {policy.contact}", code=error.code)
 
 
 def _claim(

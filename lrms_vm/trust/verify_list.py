@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from cryptography import x509 as certificates
 
-from lrms_vm.errors import RequestError
+from lrms_vm.errors import RequestError, SiteError
 from lrms_vm.trust import cms, digests, dn, imagelist, list_rules, rules, smime, strict_json, verify, x509
 from lrms_vm.trust.imagelist import ImageList, ListedImage
 from lrms_vm.trust.policy_values import Policy
@@ -60,8 +60,8 @@ def open_list(signed: bytes, *, anchors: TrustAnchors, policy: Policy, at: datet
     """
     try:
         return _opened(signed, anchors, policy, at.astimezone(UTC))
-    except RequestError as error:
-        raise _with_contact(error, policy) from error
+    except (RequestError, SiteError) as error:
+        raise verify.told(error, policy, None) from error
 
 
 def claim_listed(
@@ -90,8 +90,9 @@ def claim_listed(
     """
     try:
         return _claimed(signed, image, anchors, policy, user, partition, at.astimezone(UTC), groups, account)
-    except RequestError as error:
-        raise _with_contact(error, policy) from error
+    except (RequestError, SiteError) as error:
+        signer = (dn.show(signed.signer.subject), dn.show(signed.signer.issuer))
+        raise verify.told(error, policy, signer) from error
 
 
 def _opened(signed: bytes, anchors: TrustAnchors, policy: Policy, at: datetime) -> SignedList:
@@ -201,7 +202,3 @@ def _check_may_endorse(signature: cms.Signature, policy: Policy, at: datetime) -
     """Some rule accepts lists of this signer; for which of its images is asked image by image."""
     any_image = replace(policy, builders=tuple(replace(one, images=("*",)) for one in policy.builders))
     rules.builder_for(signature.signer, "list", signature.digest_algorithm, "*", any_image, at.date())
-
-
-def _with_contact(error: RequestError, policy: Policy) -> RequestError:
-    return error if error.hint else RequestError(error.message, hint=f"ask {policy.contact}", code=error.code)
