@@ -15,20 +15,21 @@ PACKAGE = Path(__file__).parent.parent / "lrms_vm"
 # Values in, values out: no disk, no program, no clock, no network.
 _PURE = """
     errors units image paths request
-    lrms.slurm_notation lrms.base lrms.slurm lrms.local lrms
+    lrms.slurm_notation lrms.base lrms.slurm lrms.gridengine lrms.local lrms
     trust.names trust.name_hash trust.dn trust.der trust.digests trust.tree trust.patterns trust.voms trust.policy_values trust.toml_table trust.policy trust.certificate_policies trust.anchor_index trust.crl trust.x509 trust.rules trust.policy_lint trust.ca_lint trust.cms trust.dgst trust.verify trust.forms
     trust.strict_json trust.sealed_json trust.smime trust.json_object trust.imagelist trust.list_rules trust.verify_list trust.freshness trust.list_extract trust
     disk_format qcow2 verdict provenance environment srun_options xml_check domain
     recipe apt_sources guest_system initrd water_marks
+    submit.description submit.result submit.words submit.carry submit.job_script submit.systems submit.slurm submit.gridengine submit.pbs submit.drmaa_words
 """
 _EFFECTS = """
     config command account record journal
     anchors site_policy decision resolve
     fetch_http fetch hashing file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
-    guest channel share attach srun_service payload
+    guest channel share attach srun_service payload starter
     lifecycle teardown retries batch_system slurm_node gridengine_node node submit
-    build checks install
+    build checks install install_gridengine
     cli __main__
 """
 PURE = _PURE.split()

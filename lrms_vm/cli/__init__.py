@@ -15,6 +15,7 @@ from lrms_vm.errors import EXIT_USAGE, LrmsVmError
 # verb: (modules whose register() adds it, one line of help)
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "run": (("run",), "run a command in a guest on this machine, with no batch system"),
+    "submit": (("submit",), "submit a command to the batch system, into an image: DRMAA or the system's commands"),
     "status": (("status",), "the guests on this node: whose, which image, which phase"),
     "image": (
         ("image_trust", "image_build", "image_list", "image_show", "image_pull"),
@@ -25,6 +26,7 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "policy": (("policy",), "who may build and who may run: check the rules, explain a decision"),
     "render": (("render",), "what would be given to the hypervisor for a job"),
     "doctor": (("doctor",), "what would stop a VM job on this node, each with its remedy"),
+    "health": (("health",), "called by the batch system's health check: can this node run VMs?"),
     "install": (("install",), "put the hooks and the plugin in place for a batch system"),
     "prologue": (("hooks",), "called by the batch system, as root, before a job"),
     "epilogue": (("hooks",), "called by the batch system, as root, after a job"),

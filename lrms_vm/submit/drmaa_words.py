@@ -1,0 +1,135 @@
+"""DRMAA's job template and job info as values: what is given to a library, and what its answers mean. Pure.
+
+Only texts and flags ever reach a library: python drmaa sends an integer as that many NUL bytes, an empty text, so
+that a limit of 60 s is no limit (measured on 0.7.9). Limits go into the native specification, in the system's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from lrms_vm.submit import gridengine, pbs
+from lrms_vm.submit.carry import Carried
+from lrms_vm.submit.job_script import program
+from lrms_vm.submit.result import JobState, JobStatus, ended
+from lrms_vm.submit.words import clock, merged, option_words, path
+
+_UP_TO_A_MINUTE = timedelta(seconds=59)
+INCREMENT = "$drmaa_incr_ph$"  # DRMAA 1.0, section 3.2.2
+
+STATES = {
+    "queued_active": JobState.QUEUED,
+    "system_on_hold": JobState.HELD,
+    "user_on_hold": JobState.HELD,
+    "user_system_on_hold": JobState.HELD,
+    "running": JobState.ACTIVE,
+    "system_suspended": JobState.SUSPENDED,
+    "user_suspended": JobState.SUSPENDED,
+    "user_system_suspended": JobState.SUSPENDED,
+    "undetermined": JobState.UNKNOWN,
+    "done": JobState.ACTIVE,  # without job info: its end is not known yet
+    "failed": JobState.FAILED,
+}
+
+
+def templates(carried: Carried, system: str, environment: Mapping[str, str], count: int | None) -> list[dict[str, Any]]:
+    """The job templates to run: one, or for pbs-drmaa, whose bulks are single jobs, one for each of the bulk.
+
+    Raises `UsageError`.
+    """
+    one_by_one = count is not None and system in ("torque", "openpbs")
+    indices = range(1, count + 1) if one_by_one and count else (None,)
+    return [_template(carried, system, environment, index=index, bulk=count is not None) for index in indices]
+
+
+def _template(
+    carried: Carried, system: str, environment: Mapping[str, str], *, index: int | None, bulk: bool
+) -> dict[str, Any]:
+    job = carried.description
+    by_script = system in ("torque", "openpbs")  # pbs-drmaa writes these into its script without quotes
+    line = program(
+        (job.executable, *job.arguments),
+        environment=environment,
+        directory=job.directory if by_script else None,
+        stdin=job.stdin_path if by_script else None,
+        index=index,
+        bulk=bulk and index is None,
+        in_guest=carried.in_guest,
+    )
+    mark = str(index) if index is not None else INCREMENT if bulk else None
+    said = {
+        "remoteCommand": "/bin/sh",
+        "args": ["-c", line],
+        "jobName": job.name,
+        "workingDirectory": None if by_script else job.directory,
+        "inputPath": job.stdin_path
+        and not by_script
+        and ":" + path(job.stdin_path, "stdin_path", job=None, index=mark),
+        "outputPath": job.stdout_path and ":" + path(job.stdout_path, "stdout_path", job=None, index=mark),
+        "errorPath": job.stderr_path and ":" + path(job.stderr_path, "stderr_path", job=None, index=mark),
+        "joinFiles": True if job.stdout_path and not job.stderr_path and not by_script else None,
+        "jobEnvironment": dict(carried.variables) or None,
+        "jobSubmissionState": "drmaa_hold" if job.held else None,
+        "nativeSpecification": native(carried, system) or None,
+    }
+    return {name: value for name, value in said.items() if value}
+
+
+def native(carried: Carried, system: str) -> str:
+    """The native specification: what DRMAA has no attribute for. Raises `UsageError`."""
+    job = carried.description
+    if system == "gridengine":
+        ours = [option for option in gridengine.submit_options(job) if option[0] in ("q", "A", "l")]
+        return gridengine.native(merged(ours, carried.options))
+    if system != "slurm":
+        shared = [option for option in pbs.submit_options(job, openpbs=system == "openpbs") if option[0] in "qAlj"]
+        return " ".join(option_words(merged(shared, carried.options)))
+    wanted = job.resources
+    # slurm_drmaa/util.c: these and no others; -t is HH:MM
+    said: dict[str, str | None] = {
+        "p": job.queue,
+        "A": job.account,
+        "t": clock(job.duration + _UP_TO_A_MINUTE).rpartition(":")[0] if job.duration else None,
+        "N": _text(wanted.node_count),
+        "n": _text(wanted.process_count),
+        "ntasks-per-node": _text(wanted.processes_per_node),
+        "c": _text(wanted.cpu_cores_per_process),
+        "gres": f"gpu:{wanted.gpu_cores_per_process}" if wanted.gpu_cores_per_process else None,
+        "mem": _text(wanted.memory_mib),
+        "exclusive": "" if wanted.exclusive_node_use else None,
+    }
+    ours = [(name, value) for name, value in said.items() if value is not None]
+    return " ".join(option_words(merged(ours, carried.options)))
+
+
+def _text(number: int | None) -> str | None:
+    return None if number is None else str(number)
+
+
+def status(job_id: str, answer: Mapping[str, Any], system: str, *, terminated: bool) -> JobStatus:
+    """What a library says of a job, by the table in `lrms_vm.submit.result`.
+
+    `answer`: "state" as drmaa_job_ps has it; "info" of drmaa_wait, or None. `terminated`: by us, while it had not
+    ended.
+    """
+    info = answer.get("info")
+    if info is None:
+        state = STATES.get(str(answer.get("state")), JobState.UNKNOWN)
+        if state is JobState.FAILED:  # Grid Engine's error state; the others have an end to tell
+            return ended(job_id, canceled=terminated, reason=str(answer.get("reason") or "in error state"))
+        return JobStatus(job_id, state)
+    code = int(info["exitStatus"])
+    number = info.get("signal") if info["hasSignal"] else None
+    if terminated:
+        return ended(job_id, exit_code=code if info["hasExited"] else None, signal=number, canceled=True)
+    if number is not None:
+        return ended(job_id, signal=number)
+    if info["hasSignal"]:
+        return ended(job_id, reason="ended by a signal that the library does not name")
+    if info["hasExited"]:
+        return ended(job_id, exit_code=code & 0xFF)
+    if system in ("torque", "openpbs") and 126 <= code <= 255:
+        return ended(job_id, exit_code=code)
+    return ended(job_id, canceled=bool(info["wasAborted"]) and system == "gridengine", reason="aborted")
