@@ -15,10 +15,17 @@ if os.geteuid() == 0:
     for _name in [one for one in os.environ if one.startswith(_CHOOSING)]:
         del os.environ[_name]
 
+for _fd in (0, 1, 2):  # an interactive job of Grid Engine has none of them yet: our next file must not become one
+    try:
+        os.fstat(_fd)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)
+
 from lrms_vm.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for _stream in (sys.stdout, sys.stderr):
+        if _stream is not None:  # none where we were started without it
+            _stream.flush()
     os._exit(code)  # nothing to tidy up in memory, while the new guest already wants the cpu

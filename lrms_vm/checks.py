@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,22 +37,15 @@ class Finding:
 
 def all_findings(config: Config) -> Iterator[Finding]:
     """Ask everything; a question that cannot be asked is itself a finding."""
-    questions: list[Callable[[Config], Iterator[Finding]]] = [
-        *(
-            _programs,
-            _interpreter,
-            _state,
-            _kernels,
-            _guest_program,
-            _policy,
-            _images,
-            _lists,
-            _kvm,
-            _hypervisor,
-            _sandbox,
-        ),
-        _slurm,
-    ]
+    return _findings(config, (*_OF_THE_NODE, _policy, _images, _lists, _sandbox, _slurm))
+
+
+def node_findings(config: Config) -> Iterator[Finding]:
+    """Only what is this node's own: what taking it out of service would help against."""
+    return _findings(config, _OF_THE_NODE)
+
+
+def _findings(config: Config, questions: Iterable[Callable[[Config], Iterator[Finding]]]) -> Iterator[Finding]:
     for question in questions:
         try:
             yield from question(config)
@@ -209,3 +202,6 @@ def _slurm(config: Config) -> Iterator[Finding]:
     for key, wanted in (("Prolog", "/"), ("Epilog", "/"), ("PrologFlags", "Alloc")):
         found = settings.get(key, settings.get(f"{key}[0]", "(null)"))
         yield _answer(f"slurm.conf {key}", wanted in found, found, "see `lrms-vm install --lrms=slurm`")
+
+
+_OF_THE_NODE = (_programs, _interpreter, _state, _kernels, _guest_program, _kvm, _hypervisor)

@@ -71,6 +71,7 @@ class Config:
     boot_timeout_s: int = 300
     kernel: str = ""  # name of the default kernel
     scontrol: str = "/usr/bin/scontrol"
+    qmod: str = "/usr/bin/qmod"  # Grid Engine's
     spank_plugin: str = ""  # path of lrms_vm.so; the prologue makes sure that slurmd has loaded it. Empty: not checked
     slurm_admin_comment: bool = False  # write each accepted image's provenance into its job's AdminComment
     image_places: tuple[str, ...] = ()  # prefixes of paths and URLs that a job may name directly
@@ -221,7 +222,7 @@ def _cache_sizes(config: Config) -> dict[str, str]:
 
 def _contradictions(config: Config) -> list[str]:
     problems = []
-    for key in ("state_dir", "run_dir", "policy", "scontrol"):
+    for key in ("state_dir", "run_dir", "policy", "scontrol", "qmod"):
         if not str(getattr(config, key)).startswith("/"):
             problems.append(f"{key}: expected an absolute path, got {getattr(config, key)!r}")
     if config.http_ca_file and not config.http_ca_file.startswith("/"):

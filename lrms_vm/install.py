@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import lrms_vm
 from lrms_vm import command
@@ -50,6 +51,16 @@ class Planned:
     path: Path
     content: bytes
     mode: int = 0o755
+
+
+class Targets(Protocol):
+    """Everything an installation puts in place; `undo` removes it from the last to the first."""
+
+    @property
+    def prefix(self) -> Path: ...
+
+    @property
+    def all(self) -> tuple[Path, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -92,11 +103,7 @@ def plan(
     targets: SlurmTargets, *, python: str, config: Path, run_dir: Path, plugin: bytes, guest: bytes
 ) -> tuple[Planned, ...]:
     """Every file of a Slurm node. Raises `UsageError` for a path that its reader would cut in two."""
-    for path in (python, str(config), str(run_dir), *map(str, targets.all)):
-        if _PLAIN_PATH.fullmatch(path) is None or len(path) > MAX_SHEBANG:
-            raise UsageError(
-                f"{path[:80]!r} cannot be written into slurm's files", hint="no blanks or quotes", code="path-unusable"
-            )
+    check_plain(python, config, run_dir, *targets.all)
     names = {"PYTHON": python, "CONFIG": str(config), "RUN_DIR": str(run_dir)}
     return (
         Planned(targets.plugin, plugin),
@@ -106,6 +113,17 @@ def plan(
         Planned(targets.guest, guest),
         Planned(targets.plugstack, plugstack_line(targets, run_dir).encode(), 0o644),
     )
+
+
+def check_plain(*paths: str | Path) -> None:
+    """Raises `UsageError` for a path that its reader would cut in two."""
+    for path in map(str, paths):
+        if _PLAIN_PATH.fullmatch(path) is None or len(path) > MAX_SHEBANG:
+            raise UsageError(
+                f"{path[:80]!r} cannot be written into the batch system's files",
+                hint="no blanks or quotes",
+                code="path-unusable",
+            )
 
 
 def hook(source: str, names: dict[str, str]) -> bytes:
@@ -214,8 +232,11 @@ def apply(files: Iterable[Planned]) -> None:
             raise NodeError(f"{file.path}: cannot write: {error.strerror}", code="install-failed") from error
 
 
-def undo(targets: SlurmTargets) -> list[Path]:
-    """Remove what `apply` wrote, the line that loads the plugin first; return what was there. Raises `NodeError`."""
+def undo(targets: Targets) -> list[Path]:
+    """Remove what `apply` wrote, the last first: what the batch system reads goes before what that names.
+
+    Returns what was there. Raises `NodeError`.
+    """
     removed = []
     for path in reversed(targets.all):
         try:

@@ -76,11 +76,11 @@ def run(
     *,
     user: UserPlaces,
     job_environment: Mapping[bytes, bytes],
-    script: bool = False,
+    script_at: int | None = None,
     booting_since: float,
     timing: Path | None = None,
 ) -> PayloadResult:
-    """Run `argv` in the job's guest. `script`: argv[0] is a file of the host to be copied in.
+    """Run `argv` in the job's guest. `script_at`: which of its words is a file of the host, to be copied in.
 
     `booting_since` is the time.time() at which the guest was handed over. Raises `GuestLost`, `RequestError`.
     """
@@ -92,14 +92,14 @@ def run(
     task = _Task(user, signals, identifier="t" + os.urandom(8).hex(), tty=tty)
     words = [os.fsencode(word) for word in argv]
     also: dict[bytes, bytes] = {b"TERM": job_environment.get(b"TERM", b"dumb")} if tty else {}
-    if script:
-        with _open_script(argv[0]) as fd:
+    if script_at is not None:
+        with _open_script(argv[script_at]) as fd:
             task.prepare("script", fd.fileno())
-        words[0] = f"{channel.GUEST_TASKS}/{task.identifier}/script".encode()
-    if (script or tty) and b"SLURM_JOB_ID" in job_environment:
+        words[script_at] = f"{channel.GUEST_TASKS}/{task.identifier}/script".encode()
+    if (script_at is not None or tty) and b"SLURM_JOB_ID" in job_environment:
         from lrms_vm import srun_service
 
-        if not script:
+        if script_at is None:
             task.prepare_nothing()
         also[b"LRMS_VM_SRUN"] = f"{channel.GUEST_TASKS}/{task.identifier}/srun.sock".encode()
         local = user.root / f"s{task.identifier}"

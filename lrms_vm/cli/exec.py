@@ -12,6 +12,7 @@ from pathlib import Path
 from lrms_vm.errors import GuestLost, NodeError, RequestError
 from lrms_vm.verdict import REFUSED, Verdict, read_verdict
 
+STARTED_BY = ("slurm", "gridengine")
 MAX_VERDICT_BYTES = 1 << 20
 MAX_ENVIRONMENT_BYTES = 16 << 20
 
@@ -24,6 +25,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     payload.add_argument("--verdict", required=True, type=Path, help="the root-owned file of the prologue")
+    payload.add_argument("--lrms", choices=STARTED_BY, default="slurm", help="the batch system that calls")
     payload.add_argument("--script", action="store_true", help="the command is a script of this node: copy it in")
     payload.add_argument("--env-fd", type=int, metavar="N", help="read the job's environment (NUL-terminated) there")
     payload.add_argument("--timing", type=Path, metavar="FILE", help="write the payload's times, in ms, as JSON")
@@ -61,7 +63,7 @@ def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> tuple[Verd
 
 def _exec(args: argparse.Namespace) -> int:
     gc.enable()  # a payload may run for days (__main__.py switched it off for the hooks)
-    from lrms_vm import environment, payload
+    from lrms_vm import environment, payload, starter
     from lrms_vm.paths import JobPlaces
 
     _fill_standard_descriptors()
@@ -72,14 +74,15 @@ def _exec(args: argparse.Namespace) -> int:
     # As we were given it: Python's own start adds an LC_CTYPE (PEP 538)
     with open("/proc/self/environ" if args.env_fd is None else args.env_fd, "rb") as file:
         job_environment = environment.parse(file.read(MAX_ENVIRONMENT_BYTES))
+    command = starter.command_of(args.lrms, args.command, os.environ, script=args.script)
     job = JobPlaces(run=Path(verdict.job_dir), disk=Path(verdict.job_dir))
     try:
         result = payload.run(
             verdict,
-            args.command,
+            command.words,
             user=job.user,
             job_environment=job_environment,
-            script=args.script,
+            script_at=command.script_at,
             booting_since=written_at,
             timing=args.timing,
         )

@@ -23,11 +23,15 @@ from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Call, Outcome, outcome
 from lrms_vm.request import Allocation, parse_request
 
 REAP_TIMEOUT_S = 20.0
-SYSTEMS = ("slurm",)
+SYSTEMS = ("slurm", "gridengine")
 
 
 def system(name: str) -> BatchSystem:
     """The node's half of an adapter; only the one that is asked for is imported."""
+    if name == "gridengine":
+        from lrms_vm import gridengine_node
+
+        return gridengine_node
     from lrms_vm import slurm_node
 
     return slurm_node

@@ -1,26 +1,28 @@
-"""`lrms-vm install`: hooks and plugin in place for a batch system; and out again."""
+"""`lrms-vm install`: hooks, and what they need, in place for a batch system; and out again."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lrms_vm import config as configuration
-from lrms_vm import install
+from lrms_vm import install, install_gridengine
 from lrms_vm.errors import UsageError
 
 DESCRIPTION = """\
-Puts our hooks and the SPANK plugin (built here, against this machine's Slurm) in place on a node.
+Puts our hooks and what they need (for Slurm the SPANK plugin, built here) in place on a node.
 Says what it changes, changes only what differs, and undoes it all with --undo.
-Your slurm.conf is not touched: the lines it needs are printed.
+The batch system's own configuration is not touched: the lines it needs are printed.
 """
 EXAMPLE = """\
 examples:
   lrms-vm install --lrms=slurm --dry-run     what would change?
   lrms-vm install --lrms=slurm               then restart slurmd
   lrms-vm install --lrms=slurm --undo
+  lrms-vm install --lrms=gridengine --sge-root /var/lib/gridengine
 """
 
 
@@ -28,9 +30,13 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser(
         "install", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lrms", choices=["slurm"], required=True, help="the batch system")
+    parser.add_argument("--lrms", choices=["slurm", "gridengine"], required=True, help="the batch system")
     parser.add_argument("--prefix", type=Path, default=Path("/opt/lrms_vm"), help="(default %(default)s)")
     parser.add_argument("--slurm-conf-dir", type=Path, default=Path("/etc/slurm"), help="(default %(default)s)")
+    parser.add_argument(
+        "--sge-root", default=os.environ.get("SGE_ROOT") or "/var/lib/gridengine", help="(default %(default)s)"
+    )
+    parser.add_argument("--sge-cell", default=os.environ.get("SGE_CELL") or "default", help="(default %(default)s)")
     parser.add_argument("--plugin", type=Path, metavar="FILE.so", help="a built plugin; nothing is compiled then")
     parser.add_argument("--guest", type=Path, metavar="FILE", help="a built guest program, likewise")
     parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
@@ -39,35 +45,79 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def _run(args: argparse.Namespace) -> int:
-    targets = install.SlurmTargets(args.prefix.absolute(), args.slurm_conf_dir.absolute())
     if os.geteuid() != 0 and not args.dry_run:
         raise UsageError("install: needs root", hint="sudo lrms-vm install ..., or --dry-run", code="not-root")
+    prefix = args.prefix.absolute()
+    targets: install.Targets
+    if args.lrms == "gridengine":
+        targets = install_gridengine.GridEngineTargets(prefix)
+    else:
+        targets = install.SlurmTargets(prefix, args.slurm_conf_dir.absolute())
     if args.undo:
-        return _undo(targets, dry_run=args.dry_run)
+        return _undo(targets, args.lrms, dry_run=args.dry_run)
     install.check_python()
     config_path = (args.config or configuration.DEFAULT_PATH).absolute()
     known = configuration.load(config_path) if config_path.exists() else configuration.Config()
-    files = install.plan(
-        targets,
-        python=sys.executable,
-        config=config_path,
-        run_dir=Path(known.run_dir),
-        plugin=_read(args.plugin) if args.plugin else install.built("spank", "lrms_vm.so"),
-        guest=_read(args.guest) if args.guest else install.built("guest", "lrms-vm-guest"),
-    )
-    for verb, file in install.changes(files):
-        print(f"{verb:<8}{file.path}")
-    if not args.dry_run:
-        install.apply(files)
-    _print_rest(targets, config_path)
+    guest = _read(args.guest) if args.guest else install.built("guest", "lrms-vm-guest")
+    if isinstance(targets, install_gridengine.GridEngineTargets):
+        _put(_gridengine_files(targets, config_path, known, guest, args), dry_run=args.dry_run)
+        _print_gridengine(targets, config_path)
+    elif isinstance(targets, install.SlurmTargets):
+        plugin = _read(args.plugin) if args.plugin else install.built("spank", "lrms_vm.so")
+        files = install.plan(
+            targets,
+            python=sys.executable,
+            config=config_path,
+            run_dir=Path(known.run_dir),
+            plugin=plugin,
+            guest=guest,
+        )
+        _put(files, dry_run=args.dry_run)
+        _print_rest(targets, config_path)
     return 0
 
 
-def _undo(targets: install.SlurmTargets, *, dry_run: bool) -> int:
+def _put(files: Sequence[install.Planned], *, dry_run: bool) -> None:
+    for verb, file in install.changes(files):
+        print(f"{verb:<8}{file.path}")
+    if not dry_run:
+        install.apply(files)
+
+
+def _gridengine_files(
+    targets: install_gridengine.GridEngineTargets,
+    config_path: Path,
+    known: configuration.Config,
+    guest: bytes,
+    args: argparse.Namespace,
+) -> tuple[install.Planned, ...]:
+    ports = (os.environ.get("SGE_QMASTER_PORT", ""), os.environ.get("SGE_EXECD_PORT", ""))
+    cell = install_gridengine.Cell(args.sge_root, args.sge_cell, *ports)
+    return install_gridengine.plan(
+        targets, python=sys.executable, config=config_path, run_dir=Path(known.run_dir), cell=cell, guest=guest
+    )
+
+
+def _print_gridengine(targets: install_gridengine.GridEngineTargets, config_path: Path) -> None:
+    print()
+    for line in install_gridengine.instructions(targets):
+        print(line)
+    print(f"{config_path} must say:")
+    for line in install_gridengine.node_settings(targets):
+        print(f"    {line}")
+
+
+_AFTER_UNDO = {
+    "slurm": "Take our lines out of slurm.conf as well, then restart slurmctld and slurmd.",
+    "gridengine": "Take our settings out of the queue and of the host as well (qconf -mq, qconf -mconf HOST).",
+}
+
+
+def _undo(targets: install.Targets, lrms: str, *, dry_run: bool) -> int:
     there = [path for path in targets.all if path.exists()] if dry_run else install.undo(targets)
     for path in there:
         print(f"{'would remove' if dry_run else 'removed'}  {path}")
-    print("Take our lines out of slurm.conf as well, then restart slurmctld and slurmd.")
+    print(_AFTER_UNDO[lrms])
     return 0
 
 

@@ -60,6 +60,14 @@ class Told:
     otherwise: int | None = None  # the exit code where one of the actions could not be done; None: the same
 
 
+@dataclass(frozen=True)
+class Command:
+    """The payload: what is to be run in the guest."""
+
+    words: tuple[str, ...]
+    script_at: int | None = None  # which word is a file of this node, to be copied into the guest
+
+
 class Lrms(Protocol):
     """A module under `lrms_vm.lrms` has these, over a `Call` or the part of it that the system fills."""
 
