@@ -29,6 +29,9 @@ MAX_TEXT = 1 << 22
 
 # A word of the comment. The hook file and the plugin split at the same characters.
 _CARRIED = re.compile(r"(?:^|[ \t\n,;])lrms_vm:([^ \t\n,;]*)", re.ASCII)
+# The other options beside an image there: "lrms_vm-memory:2G". One that is a list of values says each by a word.
+_CARRIED_TOO = re.compile(r"(?:^|[ \t\n,;])lrms_(vm-[a-z]+):([^ \t\n,;]*)", re.ASCII)
+_LISTS = ("vm-share", "vm-env")
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
 _GROUP = re.compile(r"Nodes=(\S+) CPU_IDs=(\S*) Mem=([0-9]{1,12}) GRES=\S*", re.ASCII)
 _IDENTITY = re.compile(r" UserId=([^()\s]+)\(([0-9]{1,10})\) GroupId=([^()\s]+)\(([0-9]{1,10})\) ", re.ASCII)
@@ -71,7 +74,18 @@ def parse_options(environ: Mapping[str, str]) -> tuple[dict[str, str], str]:
         raise UsageError("the job asks for no VM", code="image-missing")
     if len(set(names)) > 1:
         raise UsageError(f"job comment: {len(names)} images are named, expected one", code="reference-unreadable")
-    return {**options, "vm-image": names[0]}, "job comment"
+    return {**_carried_too(environ), **options, "vm-image": names[0]}, "job comment"
+
+
+def _carried_too(environ: Mapping[str, str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for word, text in _CARRIED_TOO.findall(environ.get("SLURM_JOB_COMMENT", "")):
+        before = options.setdefault(word, text)
+        if word in _LISTS and text not in before.split(","):
+            options[word] = f"{before},{text}"
+        elif word not in _LISTS and before != text:
+            raise UsageError(f"job comment: two values for --{word[:40]}, expected one", code="option-unreadable")
+    return options
 
 
 def _carried(environ: Mapping[str, str]) -> list[str]:

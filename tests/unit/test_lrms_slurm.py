@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError, UsageError
 from lrms_vm.lrms import local, slurm
 from lrms_vm.lrms.slurm_notation import hostlist_has, range_size
+from lrms_vm.request import parse_request
 
 DATA = Path(__file__).parent / "data"
 
@@ -67,6 +68,32 @@ def test_the_comments_image_goes_with_the_other_options() -> None:
 def test_an_empty_name_in_the_comment_asks_and_is_kept_for_the_refusal() -> None:
     assert slurm.wants_vm(environ(1, "c1", SLURM_JOB_COMMENT="lrms_vm:"))
     assert slurm.parse_options(environ(1, "c1", SLURM_JOB_COMMENT="lrms_vm: x"))[0] == {"vm-image": ""}
+
+
+def test_the_comment_carries_the_other_options_beside_an_image() -> None:
+    comment = "run 7,lrms_vm:a,lrms_vm-memory:2G;lrms_vm-share:/a lrms_vm-share:/b,lrms_vm-network:bridge:br0"
+    options, source = slurm.parse_options(environ(1, "c1", SLURM_JOB_COMMENT=comment, SPANK_VM_CPUS="2"))
+    assert source == "job comment"
+    wanted = {"vm-memory": "2G", "vm-share": "/a,/b", "vm-network": "bridge:br0", "vm-cpus": "2", "vm-image": "a"}
+    assert options == wanted
+
+
+@pytest.mark.parametrize("comment", ["lrms_vm-memory:2G", "xlrms_vm:a", "lrms_vm-image:a"])
+def test_other_options_alone_in_the_comment_ask_for_nothing(comment: str) -> None:
+    assert not slurm.wants_vm(environ(1, "c1", SLURM_JOB_COMMENT=comment))
+
+
+def test_an_option_twice_in_the_comment_is_refused() -> None:
+    with pytest.raises(UsageError):
+        slurm.parse_options(environ(1, "c1", SLURM_JOB_COMMENT="lrms_vm:a lrms_vm-cpus:1 lrms_vm-cpus:2"))
+    same = "lrms_vm:a lrms_vm-cpus:1 lrms_vm-cpus:1"
+    assert slurm.parse_options(environ(1, "c1", SLURM_JOB_COMMENT=same))[0]["vm-cpus"] == "1"
+
+
+def test_an_unknown_option_in_the_comment_is_refused_with_the_request() -> None:
+    options, source = slurm.parse_options(environ(1, "c1", SLURM_JOB_COMMENT="lrms_vm:a lrms_vm-nonsense:1"))
+    with pytest.raises(UsageError):
+        parse_request(options, source=source)
 
 
 def test_two_images_in_the_comment_are_refused() -> None:
