@@ -40,9 +40,11 @@ class Decision:
     def max_image_bytes(self) -> int:
         return self.policy.max_image_bytes
 
-    def for_job(self, *, user: str | None, groups: Sequence[str] = (), partition: str = "") -> JobDecision:
+    def for_job(
+        self, *, user: str | None, groups: Sequence[str] = (), partition: str = "", account: str = ""
+    ) -> JobDecision:
         """The decision for one job, at this moment."""
-        return JobDecision(self, user, tuple(groups), partition, datetime.now(UTC))
+        return JobDecision(self, user, tuple(groups), partition, datetime.now(UTC), account)
 
 
 @dataclass
@@ -54,6 +56,7 @@ class JobDecision:
     _groups: tuple[str, ...]
     _partition: str
     _at: datetime
+    _account: str = ""
     spent_ms: float = field(default=0.0)
     limits: Claim | None = field(default=None)  # once claimed: also what the runner's rule lets the guest have
     _listed: dict[int, tuple[Listed, Claim]] = field(default_factory=dict)  # asked before, by id; all at one moment
@@ -79,6 +82,7 @@ class JobDecision:
                 user=self._user,
                 groups=self._groups,
                 partition=self._partition,
+                account=self._account,
                 at=self._at,
             )
             return self.limits
@@ -105,6 +109,7 @@ class JobDecision:
             user=self._user,
             groups=self._groups,
             partition=self._partition,
+            account=self._account,
             at=self._at,
         )
 

@@ -244,7 +244,10 @@ def _acquire(
     """The image, its provenance, and what the rules let its guest have. One line of the log says which, or why not."""
     start = time.monotonic()
     decide = actors.decision.for_job(
-        user=account.name, groups=[name for name, _ in account.groups], partition=allocation.partition
+        user=account.name,
+        groups=[name for name, _ in account.groups],
+        partition=allocation.partition,
+        account=allocation.account,
     )
     try:
         entry = resolved(request.image, config, actors.fetch, decide, deadline)

@@ -50,6 +50,7 @@ class Allocation:
     cpus: int
     memory_mib: int | None  # None: the batch system does not count memory
     partition: str = ""
+    account: str = ""  # whom the batch system charges; believed only where it checks that the user may (docs/trust.md)
     restart_count: int = 0
 
     def __post_init__(self) -> None:

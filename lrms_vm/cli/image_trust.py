@@ -93,6 +93,7 @@ def _register_verify(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
     parser.add_argument("--all", action="store_true", help="tell of every signature beside the image; the first counts")
     parser.add_argument("--user", help="and may this user run it?")
     parser.add_argument("--partition", default="", help="where (default: a node with no batch system)")
+    parser.add_argument("--account", default="", help="charged to which account of the batch system (default: none)")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=_verify)
 
@@ -178,7 +179,13 @@ def _decide(args: argparse.Namespace, files: SignatureFiles | None) -> tuple[Cla
     policy, anchors = site_trust.load(args.policy, args.config)
     groups = site_trust.groups_of(args.user) if args.user else ()
     at = datetime.now(UTC)
-    site = {"anchors": anchors, "policy": policy, "user": args.user, "partition": args.partition}
+    site = {
+        "anchors": anchors,
+        "policy": policy,
+        "user": args.user,
+        "partition": args.partition,
+        "account": args.account,
+    }
     if files is None:
         claim = listed_file.claim(args.list, args.image, name=args.name, groups=groups, at=at, **site)
     else:

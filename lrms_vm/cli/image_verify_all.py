@@ -56,6 +56,7 @@ def _claim(args: argparse.Namespace, path: Path, policy: Policy, anchors: TrustA
             image_name=args.name or image_trust.name_of(args.image),
             user=args.user,
             partition=args.partition,
+            account=args.account,
             groups=site_trust.groups_of(args.user) if args.user else (),
             at=datetime.now(UTC),
         )

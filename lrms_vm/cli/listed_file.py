@@ -29,6 +29,7 @@ def claim(
     user: str | None,
     groups: Sequence[str],
     partition: str,
+    account: str,
     at: datetime,
 ) -> Claim:
     """Of the image called `name`, else of the one that has as many bytes as the file, else of the file's own name.
@@ -46,6 +47,7 @@ def claim(
         user=user,
         groups=groups,
         partition=partition,
+        account=account,
         at=at,
     )
 

@@ -38,6 +38,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("image", metavar="IMAGE", help="a file, or what --vm-image may say")
     parser.add_argument("--user", required=True, help="who wants to run it")
     parser.add_argument("--partition", default="", help="where (default: a node with no batch system)")
+    parser.add_argument("--account", default="", help="charged to which account of the batch system (default: none)")
     parser.add_argument("--policy", type=Path, metavar="FILE", help="default: the site's trust.toml")
     parser.add_argument("--name", help="of a file: the image's name at the site (default: the file's)")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -53,7 +54,8 @@ def _explain(args: argparse.Namespace) -> int:
     builder: Claim | None = None
     try:
         builder = _claim(args, site, site.for_job(user=None))
-        claim = _claim(args, site, site.for_job(user=args.user, groups=groups, partition=args.partition))
+        job = site.for_job(user=args.user, groups=groups, partition=args.partition, account=args.account)
+        claim = _claim(args, site, job)
     except LrmsVmError as error:
         facts = _facts(args, builder) | {"accepted": False, "code": error.code, "reason": error.message}
         facts["hint"] = error.hint or f"ask {policy.contact}"
@@ -85,7 +87,12 @@ def _claim(args: argparse.Namespace, site: Decision, decide: JobDecision) -> Cla
 
 def _facts(args: argparse.Namespace, claim: Claim | None) -> dict[str, object]:
     """What is known of the image, whoever asks."""
-    facts: dict[str, object] = {"image": args.image, "user": args.user, "partition": args.partition}
+    facts: dict[str, object] = {
+        "image": args.image,
+        "user": args.user,
+        "partition": args.partition,
+        "account": args.account,
+    }
     if claim is None:
         return facts
     listed = claim.list_identifier and f"{claim.list_identifier} version {claim.list_version}"

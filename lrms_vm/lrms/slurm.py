@@ -141,6 +141,7 @@ def parse_job(text: str, environ: Mapping[str, str]) -> Allocation:
     state = _between(record, " JobState=", " ").partition("+")[0]
     if state not in _ALIVE:
         raise RequestError(f"job {hook.job_id} is {state[:40]!r}: there is nothing to prepare", code="job-ended")
+    account = _between(record, " Account=", " QOS=")
     cpus, memory_mib = _here(_between(record, " JOB_GRES=", " MinCPUsNode="), hook)
     return Allocation(
         lrms="slurm",
@@ -153,6 +154,7 @@ def parse_job(text: str, environ: Mapping[str, str]) -> Allocation:
         cpus=cpus,
         memory_mib=memory_mib,
         partition=hook.partition,
+        account="" if account == "(null)" else account,
         restart_count=hook.restart_count,
     )
 

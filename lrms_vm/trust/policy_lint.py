@@ -141,7 +141,10 @@ def _runner(rule: Runner, earlier: Sequence[Runner], policy: Policy, strangers: 
         yield from (finding(*one) for one in _fqans(rule, policy))
     if rule.accounts:
         yield finding(
-            ERROR, "matches-nobody", "accounts: no batch system tells the account to this version; use groups or users"
+            NOTE,
+            "account-claimed",
+            "accounts: a job names its account; this counts only where the batch system checks that the user may "
+            "(Slurm: AccountingStorageEnforce=associations)",
         )
     for key, kind, names in (("users", "user", rule.users), ("groups", "group", rule.groups)):
         unknown = [name for name in names if f"{kind}:{name}" in strangers]

@@ -264,6 +264,14 @@ def test_active_jobs_come_from_the_squeue_beside_scontrol() -> None:
 # -- no batch system
 
 
+def test_the_account_is_what_slurm_charges() -> None:
+    plain = recorded("plain")
+    assert slurm.parse_job(plain, environ(3, "c2")).account == ""
+    assert slurm.parse_job(plain.replace(" Account=(null) ", " Account=atlas "), environ(3, "c2")).account == "atlas"
+    with pytest.raises(RequestError):
+        slurm.parse_job(plain.replace("JobName=job.sh", "JobName=x Account=atlas QOS=y"), environ(3, "c2"))
+
+
 def test_a_local_allocation_is_what_the_command_line_says() -> None:
     job = local.allocation(pid=7, node="my host", uid=1, gid=2, user="u", work_dir="/w", cpus=2, memory="2G")
     assert (job.key, job.cpus, job.memory_mib) == ("local-7.my-host", 2, 2048)

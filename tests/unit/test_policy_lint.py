@@ -65,7 +65,7 @@ def test_a_plain_policy_has_nothing_to_say() -> None:
         (ALICE + RUNNER.replace("atlas/*", "cms/*"), "error", "matches-nobody", 7),
         (ALICE + RUNNER + AFTER, "error", "unreachable", 11),
         (ALICE + RUNNER.replace('"u"', '"*"') + AFTER, "error", "unreachable", 11),
-        (ALICE + RUNNER + "accounts = ['x']\n", "error", "matches-nobody", 7),
+        (ALICE + RUNNER + "accounts = ['x']\n", "note", "account-claimed", 7),
         (ALICE + RUNNER + "fqan = ['/atlas']\n", "error", "fqan-without-mapfile", 7),
         ("[defaults]\nvoms_mapfile = '/m'\n" + ALICE + RUNNER + "fqan = ['/cms']\n", "error", "matches-nobody", 9),
         ("[defaults]\nvoms_mapfile = '/m'\n" + ALICE + RUNNER + "fqan = ['/atlas*']\n", "warning", "fqan-wide", 9),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo.cluster import Cluster
+from demo.programs import wait_until
 from demo.slurm_conf import KILL_WAIT_S
 from tests.integration.slurm.conftest import Desk, make_desk
 
@@ -45,8 +46,8 @@ def test_a_signal_to_the_batch_script_arrives(jobs: tuple[Desk, dict[str, int]])
     desk.user.cancel(ids["polite"], "--batch", "--signal=USR1")
     assert desk.written("polite-usr1", timeout_s=30) == "usr1\n"
     desk.user.cancel(ids["polite"], "--batch", "--signal=USR1")
-    time.sleep(1)
-    assert (desk.directory / "polite-usr1").read_text() == "usr1\nusr1\n"
+    twice = "usr1\nusr1\n"
+    wait_until("the second USR1", lambda: (desk.directory / "polite-usr1").read_text() == twice, timeout_s=30)
 
 
 def test_a_cancelled_payload_can_clean_up(jobs: tuple[Desk, dict[str, int]]) -> None:
