@@ -22,6 +22,17 @@ BUILD_TIMEOUT_S = 1800
 def bring_up(cluster: Cluster, names: Sequence[str]) -> None:
     """Everything a job with one of these images needs, up to two idle nodes. Raises `DemoError`."""
     layout = cluster.layout
+    make(cluster, names)
+    with step("cluster up, two nodes idle"):
+        configure(layout)
+        if hooks.install(layout):
+            cluster.stop()
+        cluster.start()
+
+
+def make(cluster: Cluster, names: Sequence[str]) -> None:
+    """What is a site's and no batch system's: package, images, certificates, users. Raises `DemoError`."""
+    layout = cluster.layout
     with step("directories and users"):
         cluster.prepare()
     with step("package installed for everybody"):
@@ -34,11 +45,6 @@ def bring_up(cluster: Cluster, names: Sequence[str]) -> None:
         for name in names:
             if not _signed(layout, image_path(layout, name)):
                 sign(layout, image_path(layout, name), who="builder")
-    with step("cluster up, two nodes idle"):
-        configure(layout)
-        if hooks.install(layout):
-            cluster.stop()
-        cluster.start()
 
 
 def image_path(layout: Layout, name: str) -> Path:
@@ -75,12 +81,18 @@ def _signed(layout: Layout, image: Path) -> bool:
     return signature.stat().st_mtime >= newest
 
 
-def configure(layout: Layout) -> None:
-    """Write each node's lrms_vm.toml and the policy: every image that is there is in the site's list."""
+def configure(layout: Layout, nodes: Sequence[str] = NODES, *, plugin: bool = True) -> None:
+    """Write each node's lrms_vm.toml and the policy: every image that is there is in the site's list.
+
+    `plugin`: the nodes are Slurm's.
+    """
     images = {path.stem: path for path in sorted(layout.images.glob("*.raw")) if not path.stem.startswith("test-")}
     hypervisor = os.environ.get("LRMS_VM_DEMO_HYPERVISOR", "qemu")  # emulation is said, never fallen back to
-    for node in NODES:
-        text = lrms_vm_toml(layout, node, hypervisor=hypervisor, kernel=site_kernel(layout), images=images)
+    for node in nodes:
+        text = lrms_vm_toml(
+            layout, node, hypervisor=hypervisor, kernel=site_kernel(layout), images=images, plugin=plugin
+        )
+        layout.config(node).parent.mkdir(mode=0o755, exist_ok=True)
         layout.config(node).write_text(text)
     builder = Builder("demo-builder", issuer=CA_DN, subject=BUILDER_DN)
     (layout.etc / "trust.toml").write_text(trust_toml(layout, [builder], images=["*"]))

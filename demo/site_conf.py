@@ -31,8 +31,10 @@ class Builder:
     subject: str
 
 
-def lrms_vm_toml(layout: Layout, node: str, *, hypervisor: str, kernel: SiteKernel, images: Mapping[str, Path]) -> str:
-    """A node's configuration. JSON strings are TOML strings."""
+def lrms_vm_toml(
+    layout: Layout, node: str, *, hypervisor: str, kernel: SiteKernel, images: Mapping[str, Path], plugin: bool = True
+) -> str:
+    """A node's configuration. JSON strings are TOML strings. `plugin`: the node is Slurm's."""
     places = layout.places(node)
     values: dict[str, object] = {
         "version": 1,
@@ -40,7 +42,7 @@ def lrms_vm_toml(layout: Layout, node: str, *, hypervisor: str, kernel: SiteKern
         "run_dir": str(places.run_dir),
         "policy": str(layout.etc / "trust.toml"),
         "guest_program": str(layout.prefix(node) / "libexec" / "lrms-vm-guest"),
-        "spank_plugin": str(layout.plugin(node)),
+        **({"spank_plugin": str(layout.plugin(node))} if plugin else {}),
         "hypervisor": hypervisor,
         "libvirt_uri": f"qemu+unix:///system?socket={layout.libvirt_socket(node)}",
         "kernel": kernel.name,
