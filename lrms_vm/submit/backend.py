@@ -22,7 +22,9 @@ _FOR_PROGRAMS = re.compile(
     r"HOME|USER|LOGNAME|SHELL|TZ|KRB5CCNAME|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SLURM_JWT|MUNGE_\w+"
     r"|SBATCH_\w+|SGE_(?!TASK_|JOB_|O_|STD|BINARY|CWD|ACCOUNT)\w+|PBS_(?:CONF_FILE|SERVER|DEFAULT|EXEC|HOME)|PBSCLIENTROOT"
 )
-_NO_JOB = re.compile(r"Invalid job id|Unknown Job|job id \S+ not found|do(?:es)? not exist|has finished", re.IGNORECASE)
+_NO_JOB = re.compile(
+    r"Invalid job id|Unknown Job|(?:job id|tasks) \S+ not found|do(?:es)? not exist|has finished", re.IGNORECASE
+)
 
 
 class Backend(Protocol):

@@ -13,7 +13,7 @@ from lrms_vm.submit.carry import Carried, Way, carry
 from lrms_vm.submit.description import JobDescription
 from lrms_vm.submit.job_script import program, script
 from lrms_vm.submit.pyslurm_look import Pyslurm
-from lrms_vm.submit.result import JobStatus
+from lrms_vm.submit.result import JobStatus, ended
 
 AT_ONCE = 400  # job ids on one command line
 
@@ -102,15 +102,13 @@ class ByCommands:
                 text = self.programs.ask(gridengine.ended_argv(self.programs.path("qacct"), job_id))
                 status = gridengine.parse_ended(text or "", job_id)
             elif status.state.ended:
-                status = self.in_error(job_id, status)
+                status = self._in_error(job_id, status)
             if status is not None:
                 found[job_id] = status
         return found
 
-    def in_error(self, job_id: str, status: JobStatus) -> JobStatus:
+    def _in_error(self, job_id: str, status: JobStatus) -> JobStatus:
         """Grid Engine's error state, with the reason that it keeps."""
-        from lrms_vm.submit.result import ended
-
         text = self.programs.ask(gridengine.reason_argv(self.programs.path("qstat"), job_id)) or ""
         reason = gridengine.parse_reason(text, job_id) or status.reason
         return ended(job_id, reason=f"{reason}; it stays in Grid Engine's error state: qdel {job_id} removes it")

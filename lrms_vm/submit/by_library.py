@@ -23,6 +23,7 @@ from lrms_vm.submit.result import JobState, JobStatus
 
 OPEN_S = 30.0  # slurm-drmaa tries for 60 s to reach a Slurm that is not there
 ANSWER_S = 120.0
+DOUBT_S = 30.0  # Grid Engine writes qacct's file up to 15 s after a job's end
 # Where packages and their own `make install` put them.
 _PLACES = {
     "slurm": ("/usr/lib/slurm-drmaa/lib", "/opt/slurm-drmaa/lib", "/usr/local/slurm-drmaa/lib"),
@@ -73,6 +74,7 @@ class ByLibrary:
     _says: str = ""
     _submitted: set[str] = field(default_factory=set, repr=False)
     _terminated: set[str] = field(default_factory=set, repr=False)
+    _doubted: dict[str, tuple[float, JobStatus]] = field(default_factory=dict, repr=False)  # since when, by job
 
     @property
     def way(self) -> Way:
@@ -92,27 +94,46 @@ class ByLibrary:
         return job_ids
 
     def look(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
-        ours = [job_id for job_id in job_ids if job_id in self._submitted]
+        ours = [job_id for job_id in job_ids if job_id in self._submitted and job_id not in self._doubted]
         answers = self._ask({"do": "look", "jobs": ours}) if ours else {}
         found = {}
         for job_id, answer in answers.items():
             status = drmaa_words.status(job_id, answer, self.system, terminated=job_id in self._terminated)
-            status = self._checked(status, known=answer.get("info") is not None)
+            status = self._checked(status)
             if status.state is not JobState.UNKNOWN:
                 found[job_id] = status
+        found |= self._settled([job_id for job_id in job_ids if job_id in self._doubted])
         others = [job_id for job_id in job_ids if job_id not in self._submitted]
         return found | (self.commands.look(others) if others else {})  # no library knows the jobs of another session
 
-    def _checked(self, status: JobStatus, *, known: bool) -> JobStatus:
-        """What the library cannot say: why Grid Engine has a job in error; on Slurm, that somebody canceled it."""
-        if self.system == "gridengine" and status.state is JobState.FAILED and not known:
-            return self.commands.in_error(status.job_id, status)
+    def _checked(self, status: JobStatus) -> JobStatus:
+        """What the library does not tell apart. Grid Engine: deleted, refused by the prolog, ended with 100 are all
+        "aborted". Slurm: a job that somebody canceled has exited with 0."""
+        ours = status.job_id in self._terminated
+        if self.system == "gridengine" and status.result is not None and status.result.reason and not ours:
+            self._doubted[status.job_id] = (time.monotonic(), status)
+            return JobStatus(status.job_id, JobState.ACTIVE)
         doubtful = status.state in (JobState.COMPLETED, JobState.ACTIVE, JobState.SUSPENDED)
         if self.system == "slurm" and doubtful and "squeue" in self.commands.programs.paths:
             there = self.commands.look([status.job_id]).get(status.job_id)
             if there is not None and (there.state.ended or not status.state.ended):
                 return there
         return status
+
+    def _settled(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """What the system's commands say of jobs that the library called aborted."""
+        there = self.commands.look(job_ids) if job_ids else {}
+        found = {}
+        for job_id in job_ids:
+            since, status = self._doubted[job_id]
+            known = there.get(job_id, JobStatus(job_id, JobState.UNKNOWN))
+            if known.state.ended:
+                found[job_id] = known
+            elif known.state is JobState.UNKNOWN and time.monotonic() - since > DOUBT_S:
+                found[job_id] = status
+            else:
+                found[job_id] = JobStatus(job_id, JobState.ACTIVE)
+        return found
 
     def control(self, job_id: str, action: str) -> None:
         if job_id not in self._submitted:

@@ -26,8 +26,10 @@ CAPABLE = "vm_capable=TRUE"
 
 _CARRIED = re.compile(r"(?:^|[ \t\n,;])lrms_vm:([^ \t\n,;]*)", re.ASCII)
 _IN_COMMENT = re.compile(r"[^\s,;=\x00-\x1f\x7f]+")
-# `-v NAME=VALUE` breaks at commas (Torque, Grid Engine); pbs-drmaa joins jobEnvironment to such a list
+# `-v NAME=VALUE` breaks at commas, and pbs-drmaa joins jobEnvironment to such a list; Grid Engine's library loses all
+# from a value's second "=" (measured); its qsub is given names only, and takes any value from its environment
 _IN_LIST = re.compile(r"[A-Za-z0-9._:/@+-]+", re.ASCII)
+_IN_VECTOR = re.compile(r"[A-Za-z0-9._:/@+,-]+", re.ASCII)
 
 
 class Way(enum.Enum):
@@ -63,10 +65,7 @@ def carry(description: JobDescription, system: str, way: Way) -> Carried:
         else:
             options["comment"] = comment(options.get("comment", ""), request)
     elif request:
-        variables = {
-            variable_of(word): _listed(word, text, by_name=system == "gridengine" and way is Way.COMMANDS)
-            for word, text in request.items()
-        }
+        variables = {variable_of(word): _listed(word, text, system, way) for word, text in request.items()}
         extra = _resources(request["vm-image"], system, way)
         if extra:
             options["l"] = _with_resource(options.get("l", ""), extra)
@@ -140,9 +139,11 @@ def _with_variables(own: str, request: Mapping[str, str]) -> dict[str, str]:
     return variables | dict(request)
 
 
-def _listed(word: str, text: str, *, by_name: bool) -> str:
-    """A value as it may stand in a list of variables. `by_name`: only the name does, which carries any value."""
-    if not by_name and _IN_LIST.fullmatch(text) is None:
+def _listed(word: str, text: str, system: str, way: Way) -> str:
+    """A value as it can travel among the variables. Raises `UsageError`."""
+    if system == "gridengine" and way is Way.COMMANDS:
+        return text
+    if (_IN_VECTOR if system == "gridengine" else _IN_LIST).fullmatch(text) is None:
         raise UsageError(
             f"--{word}: {text[:60]!r} cannot travel in this system's list of variables",
             hint="only letters, digits and ._:/@+- do",

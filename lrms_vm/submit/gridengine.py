@@ -17,8 +17,8 @@ from lrms_vm.submit.result import JobState, JobStatus, ended
 from lrms_vm.submit.words import merged, path, seconds
 
 MAX_TEXT = 64 << 20
-# sge_status(5): "assumedly after job": it ran and died by a signal
-AFTER_JOB = 100
+# sge_status(5): "assumedly after job", it ran and died by a signal; "application error returned", it ended with 100
+AFTER_JOB, APPLICATION_ERROR = 100, 30
 _ID = re.compile(r"[0-9]{1,10}(\.[0-9]{1,7})?", re.ASCII)
 _TERSE = re.compile(r"([0-9]{1,10})(?:\.[0-9]+-[0-9]+:[0-9]+)?\s*", re.ASCII)
 _FIELD = re.compile(r"^(failed|exit_status) +([0-9]+)(?: *: *(.*?))?(?: +\(.*\))? *$", re.MULTILINE)
@@ -154,7 +154,7 @@ def parse_ended(text: str, job_id: str) -> JobStatus | None:
     failed, code, reason = int(fields["failed"][0]), int(fields["exit_status"][0]), fields["failed"][1]
     if failed == 0:
         return ended(job_id, exit_code=code & 0xFF)
-    if failed == AFTER_JOB and code <= 128:
+    if failed in (AFTER_JOB, APPLICATION_ERROR) and code <= 128:
         return ended(job_id, exit_code=code, reason=reason)
     return ended(job_id, signal=code - 128 if code > 128 else None, reason="" if failed == AFTER_JOB else reason)
 

@@ -153,12 +153,16 @@ def _one(fields: Mapping[str, list[str]], name: str) -> str:
 def _status(job_id: str, fields: Mapping[str, list[str]]) -> JobStatus:
     letter, code, comment = (_one(fields, name) for name in ("job_state", "exit_status", "comment"))
     if letter in ENDED:
+        if "exit_status" not in fields:
+            return ended(job_id, canceled=True, reason=comment)  # deleted before it ran
         if _NUMBER.fullmatch(code) is None:
-            return ended(job_id, canceled=True, reason=comment)  # deleted before it ran: Torque and OpenPBS say none
+            return ended(job_id, reason="exit_status cannot be read: a variable of the job looks like it")
         number = int(code)
         if number < 0:
             return ended(job_id, reason=comment or f"exit_status {number}: its payload never ran")
         return ended(job_id, exit_code=number) if number < 256 else ended(job_id, signal=number - 256)
+    if not letter:
+        return JobStatus(job_id, JobState.UNKNOWN, "job_state cannot be read: a variable of the job looks like it")
     if letter not in STATES:
         raise SiteError(f"qstat -f: job {job_id} in state {letter[:20]!r}", code="controller-unreadable")
     return JobStatus(job_id, STATES[letter], comment)

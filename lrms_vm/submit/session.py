@@ -21,6 +21,7 @@ LIBRARIES = ("auto", "drmaa", "commands")
 FIRST_LOOK_S, LONGEST_PAUSE_S = 0.2, 5.0
 # How long a job may be in no list before its end counts as lost: Grid Engine writes it up to 15 s later.
 LOST_S = 45.0
+_OURS = ("vm_capable", "vm_image")  # resources that `lrms-vm install` makes known to the batch system
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SGE_", "PBS_", "LRMS_VM_", "VM_", "BASH_FUNC_", "DRMAA_")
 
 
@@ -88,7 +89,12 @@ class Session:
         return self._submit(description, count)
 
     def _submit(self, description: JobDescription, count: int | None) -> list[str]:
-        job_ids = self._backend.submit(description, environment(description, os.environ), count)
+        try:
+            job_ids = self._backend.submit(description, environment(description, os.environ), count)
+        except RequestError as error:
+            if vm_options(description) and not error.hint and any(word in error.message for word in _OURS):
+                error.hint = f"is lrms_vm installed for {self.system} here? lrms-vm install --lrms={self.system}"
+            raise
         self._submitted |= dict.fromkeys(job_ids)
         return job_ids
 
