@@ -122,7 +122,13 @@ def status(job_id: str, word: str, exit_code: str, reason: str) -> JobStatus:
             state = JobState.HELD
         return JobStatus(job_id, state, "" if reason == "None" else reason)
     code, signal = _exit(exit_code)
-    why = word if word not in ("FAILED", "COMPLETED", "CANCELLED") else "" if reason in ("None", "NonZeroExitCode") else reason
+    why = (
+        word
+        if word not in ("FAILED", "COMPLETED", "CANCELLED")
+        else ""
+        if reason in ("None", "NonZeroExitCode")
+        else reason
+    )
     if state is JobState.FAILED and not code and not signal:
         return ended(job_id, reason=why or word)  # TIMEOUT, NODE_FAIL ...: 0:0 there is not the payload's
     return ended(
