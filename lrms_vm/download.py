@@ -244,12 +244,18 @@ class _Chunks:
                 ahead.append((number, chunk, pool.submit(tree.leaf, chunk)))
                 while ahead and (ahead[0][2].done() or len(ahead) * self._chunk_bytes > AHEAD_BYTES):
                     self._settle(url, ahead, fd, digests)
-        finally:
+        except LrmsVmError:
+            self._settle_all(url, ahead, fd, digests)  # what came whole before the end of it counts
+            raise
+        finally:  # not so when a signal ends us: it may have come in the middle of a chunk
             close = getattr(stream, "close", None)
             if close is not None:
                 close()
-            while ahead:
-                self._settle(url, ahead, fd, digests)
+        self._settle_all(url, ahead, fd, digests)
+
+    def _settle_all(self, url: str, ahead: deque[tuple[int, bytes, Future[bytes]]], fd: int, digests: Digests) -> None:
+        while ahead:
+            self._settle(url, ahead, fd, digests)
 
     def _settle(self, url: str, ahead: deque[tuple[int, bytes, Future[bytes]]], fd: int, digests: Digests) -> None:
         """Keep the first chunk if it proves itself, else none of them. Raises `RequestError`."""

@@ -6,8 +6,6 @@ core, so that nothing leaves here that `lrms-vm image verify` could not read.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from lrms_vm.errors import RequestError, UsageError
 from lrms_vm.hashing import Leaves, hash_fd, tree_of_fd
+from lrms_vm.image_file import ImageFile, TreeAhead
 from lrms_vm.store import write_durably
 from lrms_vm.trust import cms, dgst, digests, dn, verify
 from lrms_vm.trust.verify import Claim, Endorsement
@@ -126,15 +125,20 @@ def sign_image(
     return Signed(tuple(files), digest, found[digest], size_bytes, dn.show(signer.certificate.subject))
 
 
-def check_image(image: Path, claim: Claim, *, progress: Progress | None = None) -> Endorsement:
+def check_image(
+    image: Path, claim: Claim, *, progress: Progress | None = None, ahead: TreeAhead | None = None
+) -> Endorsement:
     """Whether a file is what a claim is about: by its chunk tree, on all cores, where one was signed; else by digests.
 
-    Raises `RequestError`, `UsageError`.
+    `ahead` may already be at it. Raises `RequestError`, `UsageError`.
     """
     if verify.has_tree(claim) and claim.tree is not None:
         chunk_bytes = claim.tree.chunk_bytes
-        found, size_bytes = _read(image, lambda fd, size: tree_of_fd(fd, size, chunk_bytes, progress=progress).root)
-        return verify.check_tree(claim, root=found, size_bytes=size_bytes)
+        if ahead is not None and ahead.chunk_bytes == chunk_bytes:
+            found, size_bytes = ahead.result(progress)
+        else:
+            found, size_bytes = tree_of_image(image, chunk_bytes, progress=progress)
+        return verify.check_tree(claim, root=found.root, size_bytes=size_bytes)
     digests, size_bytes = hash_image(
         image, {"sha256", claim.digest_algorithm, *claim.signed_digests}, progress=progress
     )
@@ -152,29 +156,13 @@ def tree_of_image(image: Path, chunk_bytes: int, *, progress: Progress | None = 
 
 
 def _read(image: Path, read: Callable[[int, int], Found]) -> tuple[Found, int]:
-    try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise UsageError(f"{image}: cannot read the image: {error.strerror}", code="image-unreadable") from error
-    try:
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode):
-            raise UsageError(f"{image}: not a regular file", code="image-unreadable")
-        if before.st_size == 0:
-            raise RequestError(f"{image}: an image of no bytes", code="signed-nothing")
-        found = read(fd, before.st_size)
-        after = os.fstat(fd)
-    except OSError as error:
-        raise UsageError(f"{image}: cannot read the image: {error.strerror}", code="image-unreadable") from error
-    finally:
-        os.close(fd)
-    if (before.st_size, before.st_mtime_ns, before.st_ctime_ns) != (
-        after.st_size,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    ):
-        raise RequestError(f"{image}: changed while it was read", hint="stop its writer", code="image-changing")
-    return found, before.st_size
+    with ImageFile(image) as file:
+        try:
+            found = read(file.fd, file.size_bytes)
+        except OSError as error:
+            raise file.unreadable(error) from error
+        file.require_unchanged()
+        return found, file.size_bytes
 
 
 def detached_cms(signer: Signer, digest: bytes, algorithm: str, at: datetime) -> bytes:

@@ -25,7 +25,7 @@ _PURE = """
 _EFFECTS = """
     config command account record journal
     anchors site_policy decision resolve
-    fetch_http fetch hashing file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
+    fetch_http fetch hashing image_file file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload starter
     lifecycle teardown retries batch_system slurm_node gridengine_node node submit

@@ -16,6 +16,7 @@ from lrms_vm.cli.progress import Progress
 from lrms_vm.errors import LrmsVmError, RequestError, UsageError
 
 if TYPE_CHECKING:
+    from lrms_vm.image_file import TreeAhead
     from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles
 
 DIGESTS = ("sha256", "sha384", "sha512")
@@ -154,8 +155,14 @@ def _verify(args: argparse.Namespace) -> int:
     try:
         if not args.image.is_file():
             raise UsageError(f"{args.image}: no such image file", code="image-unreadable")
-        files = None if args.list is not None else side_files(args.image, args.signature, args.cert)
-        claim, endorsement = _decide(args, files)
+        if args.list is None:
+            files = side_files(args.image, args.signature, args.cert)
+            claim, endorsement = _decide(args, files, None)
+        else:
+            from lrms_vm.image_file import TreeAhead
+
+            with TreeAhead(args.image) as ahead:
+                claim, endorsement = _decide(args, files, ahead)
     except LrmsVmError as error:
         if args.json:
             print(json.dumps(_refused(error, files)))
@@ -171,7 +178,9 @@ def _verify(args: argparse.Namespace) -> int:
     return 0
 
 
-def _decide(args: argparse.Namespace, files: SignatureFiles | None) -> tuple[Claim, Endorsement]:
+def _decide(
+    args: argparse.Namespace, files: SignatureFiles | None, ahead: TreeAhead | None
+) -> tuple[Claim, Endorsement]:
     """By the files beside the image; None: by the list that was named."""
     from lrms_vm.signing import check_image
     from lrms_vm.trust import verify
@@ -193,7 +202,7 @@ def _decide(args: argparse.Namespace, files: SignatureFiles | None) -> tuple[Cla
         claim = verify.check_claim(files, image_name=name, groups=groups, at=at, **site)
     size_bytes = args.image.stat().st_size
     with Progress(f"reading {args.image.name}", size_bytes) as progress:
-        endorsement = check_image(args.image, claim, progress=progress)
+        endorsement = check_image(args.image, claim, progress=progress, ahead=ahead)
     check_form_of(args.image, claim, endorsement.sha256, size_bytes)
     return claim, endorsement
 
