@@ -84,8 +84,8 @@ def native(carried: Carried, system: str) -> str:
         ours = [option for option in gridengine.submit_options(job) if option[0] in ("q", "A", "l")]
         return gridengine.native(merged(ours, carried.options))
     if system != "slurm":
-        shared = [option for option in pbs.submit_options(job, openpbs=system == "openpbs") if option[0] in "qAlj"]
-        return " ".join(option_words(merged(shared, carried.options)))
+        ours = pbs.native_options(job, openpbs=system == "openpbs")
+        return " ".join(option_words(merged(ours, carried.options)))
     wanted = job.resources
     # slurm_drmaa/util.c: these and no others; -t is HH:MM
     said: dict[str, str | None] = {

@@ -58,25 +58,28 @@ def variable_list(carried: Carried) -> str:
 
 
 def submit_options(job: JobDescription, *, openpbs: bool) -> list[tuple[str, str]]:
-    """What is said by options, on the command line as in DRMAA's nativeSpecification. The working directory and stdin
-    are the script's affair: the two differ in how they are told."""
+    """The working directory and stdin are the script's affair: the two systems differ in how they are told."""
     marks = {"job": None, "index": "^array_index^" if openpbs else None}
     said = {
         "N": job.name,
-        "q": job.queue,
-        "A": job.account,
         "o": job.stdout_path and path(job.stdout_path, "stdout_path", **marks),
         "e": job.stderr_path and path(job.stderr_path, "stderr_path", **marks),
-        "j": "oe" if job.stdout_path and not job.stderr_path else None,
     }
     options = [(name, text) for name, text in said.items() if text]
+    return options + native_options(job, openpbs=openpbs) + [("h", "")] * job.held
+
+
+def native_options(job: JobDescription, *, openpbs: bool) -> list[tuple[str, str]]:
+    """What DRMAA has no attribute for, or pbs-drmaa not the one that python's drmaa sends."""
+    joined = "oe" if job.stdout_path and not job.stderr_path else None
+    options = [(name, text) for name, text in (("q", job.queue), ("A", job.account), ("j", joined)) if text]
     if job.duration:
         options.append(("l", f"walltime={clock(job.duration)}"))
     if places := _select(job) if openpbs else _nodes(job):
         options.append(("l", places))
     if openpbs and job.resources.exclusive_node_use:
         options.append(("l", "place=excl"))
-    return options + [("h", "")] * job.held
+    return options
 
 
 def _per_node(job: JobDescription) -> tuple[int, int]:
