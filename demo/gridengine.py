@@ -183,13 +183,13 @@ class GridEngine:
         return int(done.stdout.split(b".")[0])
 
     def state(self, job_id: int) -> str:
-        """The letters of qstat(1), of all its tasks: "r", "qw", "Eqw"; empty when it has ended."""
+        """The letters of qstat(1), of all its tasks: "r", "qw", "Eqw", "ERq"; empty when it has ended."""
         lines = [line.split() for line in self.ask("qstat", "-u", "*").splitlines()[2:]]
         return " ".join(words[4] for words in lines if words[0] == str(job_id))
 
     def wait(self, job_id: int, *, timeout_s: float) -> None:
         """Until it has ended, its epilog too, or waits in an error state. Raises `DemoError` past the time."""
-        wait_until(f"job {job_id} ended", lambda: self.state(job_id) in ("", "Eqw"), timeout_s=timeout_s, pause_s=0.3)
+        wait_until(f"job {job_id} ended", lambda: self.state(job_id)[:1] in ("", "E"), timeout_s=timeout_s, pause_s=0.3)
 
     def accounting(self, job_id: int, task: int | None = None) -> dict[str, str]:
         """What qacct(1) says of an ended job: exit_status, failed, ... Raises `DemoError` where it says nothing."""

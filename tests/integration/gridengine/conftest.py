@@ -88,8 +88,8 @@ class Desk:
         return code, self.said(job_id, task)
 
     def refused(self, job_id: int) -> str:
-        """Wait until the job is in state Eqw; delete it; return what its user reads in its stderr."""
-        wait_until(f"job {job_id} in Eqw", lambda: self.engine.state(job_id) == "Eqw", timeout_s=60, pause_s=0.3)
+        """Wait until the job is in an error state (Eqw); delete it; return what its user reads in its stderr."""
+        wait_until(f"job {job_id} in Eqw", lambda: self.engine.state(job_id)[:1] == "E", timeout_s=60, pause_s=0.3)
         assert "exit_status of prolog = 100" in self.engine.why(job_id)
         self.engine.ask("qdel", str(job_id))
         self.nothing_left(job_id)

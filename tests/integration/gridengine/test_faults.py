@@ -29,7 +29,7 @@ def test_the_nodes_fault_disables_its_queues_and_the_load_sensor_sees_it(desk: D
         job_id = desk.qsub(script="echo RAN\n")
         desk.engine_out_of_service(job_id)
         assert desk.engine.state(job_id) in ("qw", "Rq")
-        [counter] = desk.layout.places(NODE).retries.iterdir()
+        counter = desk.layout.places(NODE).retries / f"gridengine-{job_id}.{desk.engine.host}"
         assert counter.read_text() == "1"
         wait_until("vm_capable=0", lambda: "vm_capable=0" in desk.engine.ask("qstat", "-F", "vm_capable"), timeout_s=60)
     desk.engine.ask("qdel", str(job_id))
