@@ -201,8 +201,9 @@ def test_a_pull_that_was_ended_is_gone_on_with(node: Node, web: Web, number: int
     assert node.partial().exists()
     web.stop_after, before = None, len(web.log)
     assert Path(node.pull()["path"]).read_bytes() == IMAGE
-    first = next(wanted for path, wanted in web.log[before:] if path == "/sim.raw")
-    assert first in (f"bytes={CHUNK}-{3 * CHUNK - 1}", f"bytes={2 * CHUNK}-{3 * CHUNK - 1}")
+    asked = [wanted for path, wanted in web.log[before:] if path == "/sim.raw"]
+    starts = [int(wanted.removeprefix("bytes=").partition("-")[0]) for wanted in asked]
+    assert starts and min(starts) >= CHUNK, asked  # at least the first chunk was not asked for again
     assert list(node.places.ingest.iterdir()) == []
 
 
