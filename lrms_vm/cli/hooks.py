@@ -242,8 +242,9 @@ def _reap_others(batch: BatchSystem, call: Call, job: Allocation, config: Config
 
     What cannot be reaped now is said in the log; it must not cost this job its guest.
     """
-    from lrms_vm import teardown
+    from lrms_vm import retries, teardown
 
+    retries.forget_old(config.places, now=time.time())
     try:
         found = teardown.keys_in_directories(job.node, places=config.places) - {job.key}
         for line in _reap_ended(found, job.node, batch, call, config):
