@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "lrms_vm"
 # Values in, values out: no disk, no program, no clock, no network.
 _PURE = """
     errors units image paths request
-    lrms.slurm_notation lrms.base lrms.slurm lrms.gridengine lrms.local lrms
+    lrms.slurm_notation lrms.base lrms.slurm lrms.gridengine lrms.pbs_text lrms.torque lrms.torque_filter lrms.openpbs lrms.local lrms
     trust.names trust.name_hash trust.dn trust.der trust.digests trust.tree trust.patterns trust.voms trust.policy_values trust.toml_table trust.policy trust.certificate_policies trust.anchor_index trust.crl trust.x509 trust.rules trust.policy_lint trust.ca_lint trust.cms trust.dgst trust.verify trust.forms
     trust.strict_json trust.sealed_json trust.smime trust.json_object trust.imagelist trust.list_rules trust.verify_list trust.freshness trust.list_extract trust
     disk_format qcow2 verdict provenance environment srun_options xml_check domain
@@ -28,8 +28,8 @@ _EFFECTS = """
     fetch_http fetch hashing image_file file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload starter
-    lifecycle teardown retries batch_system slurm_node gridengine_node node submit
-    build checks install install_gridengine
+    lifecycle teardown retries batch_system slurm_node gridengine_node torque_node openpbs_node node submit
+    build checks install install_gridengine install_pbs
     cli __main__
 """
 PURE = _PURE.split()

@@ -19,7 +19,7 @@ from lrms_vm import journal
 from lrms_vm.batch_system import BatchSystem
 from lrms_vm.config import Config
 from lrms_vm.errors import LrmsVmError, NodeError, UsageError
-from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Call, Outcome, outcome_of
+from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Call, Outcome, Told, outcome_of
 from lrms_vm.request import Allocation, parse_request
 
 REAP_TIMEOUT_S = 20.0
@@ -126,11 +126,26 @@ def _tell(
 
     Raises `NodeError` only where not even the verdict of a refusal can be written.
     """
-    from lrms_vm import lifecycle, retries
+    from lrms_vm import retries
 
     told = batch.outcome(hook, outcome, retries=retries.count(config.places, job.key))
     if hook == PROLOGUE and Action.COUNT not in told.actions:
         retries.forget(config.places, job.key)
+    while not _done(batch, told, error, job, call, config):
+        match told.otherwise:
+            case None:
+                break
+            case int() as exit_code:
+                return exit_code
+            case instead:
+                told = instead
+    return told.exit_code
+
+
+def _done(batch: BatchSystem, told: Told, error: LrmsVmError, job: Allocation, call: Call, config: Config) -> bool:
+    """Do all of the actions; say whether each could be done. Raises `NodeError` as `_tell`."""
+    from lrms_vm import lifecycle, retries
+
     done = True
     for action in told.actions:
         try:
@@ -145,7 +160,7 @@ def _tell(
                 raise
             journal.say("error", job.key, f"cannot {action.value}: {undone}")
             done = False
-    return told.exit_code if done or told.otherwise is None else told.otherwise
+    return done
 
 
 def _clear(job: Allocation, config: Config) -> None:

@@ -57,7 +57,7 @@ class Told:
 
     exit_code: int
     actions: tuple[Action, ...] = ()  # in this order
-    otherwise: int | None = None  # the exit code where one of the actions could not be done; None: the same
+    otherwise: int | Told | None = None  # the exit code, or what is done, where an action failed; None: the same
 
 
 @dataclass(frozen=True)
