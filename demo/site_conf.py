@@ -42,7 +42,7 @@ def lrms_vm_toml(
         "run_dir": str(places.run_dir),
         "policy": str(layout.etc / "trust.toml"),
         "guest_program": str(layout.prefix(node) / "libexec" / "lrms-vm-guest"),
-        **({"spank_plugin": str(layout.plugin(node))} if plugin else {}),
+        **({"spank_plugin": str(layout.plugin(node)), "slurm_admin_comment": True} if plugin else {}),
         "hypervisor": hypervisor,
         "libvirt_uri": f"qemu+unix:///system?socket={layout.libvirt_socket(node)}",
         "kernel": kernel.name,
