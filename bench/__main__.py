@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import cache, hooks, prologues, tasks, trust
+from bench import cache, hooks, lists, prologues, tasks, trust
 from bench.images import Images
 from bench.measure import Result, table, write_results
 from demo import site
@@ -30,6 +30,7 @@ def main() -> int:
             results += tasks.measure(cluster)
         with step("start to payload, against qemu by hand"):
             results += prologues.start_to_payload(cluster)
+        results += lists.measure()
         results += trust.measure(cluster.layout.images)
         results += cache.measure(cluster.layout.images)
         with Images(cluster.layout) as images:
