@@ -14,7 +14,9 @@ from lrms_vm.request import Allocation
 class BatchSystem(Protocol):
     """Everything the hooks ask of a batch system. `call` is what `call()` gave them."""
 
-    NAME: str  # the `Allocation.lrms` of its jobs: their keys begin with it
+    @property
+    def NAME(self) -> str:  # noqa: N802 - a module has it too
+        """The `Allocation.lrms` of its jobs: their keys begin with it."""
 
     def call(self, words: Sequence[str]) -> Call:
         """How our hook was called: `words` is what the hook file handed on. Raises `SiteError`."""
@@ -24,6 +26,9 @@ class BatchSystem(Protocol):
 
     def unready(self, hook: str, error: LrmsVmError) -> int:
         """The exit code of a hook that cannot even begin: no configuration, or not called as a hook is."""
+
+    def prologue_limit_s(self, call: Call) -> float:
+        """After how many seconds the batch system itself would end our prologue; infinite where it would not."""
 
     def require_way_in(self, call: Call, config: Config) -> None:
         """Make sure that the payload will be led into the guest and cannot run on the host. Raises `NodeError`."""

@@ -6,6 +6,7 @@ The files are read and the argument lists made in lrms/gridengine.py, which is p
 
 from __future__ import annotations
 
+import math
 import os
 import pwd
 import stat
@@ -51,6 +52,10 @@ def identify(call: Call) -> Allocation:
 def unready(hook: str, error: LrmsVmError) -> int:
     """The job waits in state Eqw with the reason; a finished one is left alone."""
     return 0 if hook == EPILOGUE else 100
+
+
+def prologue_limit_s(call: Call) -> float:
+    return math.inf
 
 
 def require_way_in(call: Call, config: Config) -> None:

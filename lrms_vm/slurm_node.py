@@ -5,6 +5,7 @@ The texts are read and the argument lists made in lrms/slurm.py, which is pure. 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ def unready(hook: str, error: LrmsVmError) -> int:
     if hook == PROLOGUE:
         return 0 if has_plugin() else 1
     return error.exit_code
+
+
+def prologue_limit_s(call: Call) -> float:
+    return math.inf
 
 
 def require_way_in(call: Call, config: Config) -> None:

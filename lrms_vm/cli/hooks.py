@@ -23,7 +23,7 @@ from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Call, Outcome, Told, o
 from lrms_vm.request import Allocation, parse_request
 
 REAP_TIMEOUT_S = 20.0
-SYSTEMS = ("slurm", "gridengine")
+SYSTEMS = ("slurm", "gridengine", "torque", "torque-sister", "openpbs")
 
 
 def system(name: str) -> BatchSystem:
@@ -32,6 +32,14 @@ def system(name: str) -> BatchSystem:
         from lrms_vm import gridengine_node
 
         return gridengine_node
+    if name in ("torque", "torque-sister"):
+        from lrms_vm import torque_node
+
+        return torque_node.MOTHER if name == "torque" else torque_node.SISTER
+    if name == "openpbs":
+        from lrms_vm import openpbs_node
+
+        return openpbs_node
     from lrms_vm import slurm_node
 
     return slurm_node
@@ -66,7 +74,7 @@ def _prologue(args: argparse.Namespace) -> int:
         return _unready(batch, PROLOGUE, error)
     from lrms_vm import retries, teardown
 
-    deadline = start + config.prologue_timeout_s
+    deadline = start + min(config.prologue_timeout_s, batch.prologue_limit_s(call))
     try:
         with teardown.locked(config.places, job.key, deadline=deadline):
             failure = _failure(lambda: _start_guest(batch, call, job, config, started_at, deadline), job)

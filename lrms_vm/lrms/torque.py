@@ -30,7 +30,8 @@ from lrms_vm.lrms.pbs_text import JobId
 from lrms_vm.request import Allocation
 
 NAME = "torque"
-QSTAT, JOB_FILE, NODE_FILE, HOST = "qstat", "job file", "node file", "host"  # the `files` of a Call
+# The `files` of a Call
+COMMANDS, HOST, QSTAT, JOB_FILE, NODE_FILE = "commands", "host", "qstat", "job file", "node file"
 CARRIER = "vm:"  # -l other=vm:NAME
 PROLOGUE_WORDS, EPILOGUE_WORDS = 8, 11
 MAX_NOTE, MAX_COMMENT = 200, 500
