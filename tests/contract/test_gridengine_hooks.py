@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from lrms_vm.lrms.base import Call
 HOSTILE = {
     "PYTHONPATH": "/evil", "OPENSSL_CONF": "/evil", "PATH": "/evil", "SGE_ROOT": "/evil", "LOCPATH": "/evil",
     "LC_ALL": "de_DE.UTF-8", "SGE_QMASTER_PORT": "1", "BASH_FUNC_exec%%": "() { echo EVIL; }", "SHELLOPTS": "xtrace",
+    "PPID": "1",
 }  # fmt: skip
 
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -57,7 +59,7 @@ def test_nothing_of_a_jobs_environment_reaches_python(start: Start, name: str, v
     done = start(name, {"VM_IMAGE": "", **HOSTILE})
     called, *environment = done.stdout.splitlines()
     assert called.startswith(f"python -I -m lrms_vm --config /etc/c.toml {verb} --lrms gridengine -- ")
-    assert called.rpartition(" ")[2].isdecimal()
+    assert called.rpartition(" ")[2] == str(os.getpid())  # in Grid Engine: sge_shepherd's
     known = {"SGE_ROOT=/var/lib/gridengine", "SGE_CELL=grid", "SGE_QMASTER_PORT=6444", "SGE_EXECD_PORT="}
     shells_own = ("PWD=", "_=", "OLDPWD=", "SHLVL=")
     assert {line for line in environment if not line.startswith(shells_own)} == known
@@ -141,8 +143,6 @@ def test_a_caller_that_is_no_shepherd(words: Sequence[str]) -> None:
 
 
 def test_we_ourselves_are_no_shepherd() -> None:
-    import os
-
     with pytest.raises(SiteError) as error:
         gridengine_node.call([str(os.getpid())])
     assert error.value.code == "hook-environment"

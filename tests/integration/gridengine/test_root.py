@@ -62,6 +62,7 @@ def attack(desk: Desk) -> dict[str, str]:
         "LC_ALL": "de_DE.UTF-8",
         "LOCPATH": str(directory),
         "SGE_ROOT": str(directory),
+        "PPID": "1",
         "JOB_ID": "1",
         "SGE_JOB_SPOOL_DIR": str(directory),
         "BASH_FUNC_exec%%": f"() {{ {shell}; }}",
