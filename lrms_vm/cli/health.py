@@ -6,6 +6,7 @@ import argparse
 import socket
 
 from lrms_vm import config as configuration
+from lrms_vm import journal
 from lrms_vm.errors import EXIT_UNAVAILABLE, LrmsVmError
 from lrms_vm.lrms import gridengine
 
@@ -24,6 +25,8 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def _health(args: argparse.Namespace) -> int:
     wrong = _first_problem(args)
+    if wrong is not None:
+        journal.say("warning", "health", wrong)  # batch systems have no place for a reason, or a short one
     print(gridengine.load_report(args.node, capable=wrong is None), end="")
     return EXIT_UNAVAILABLE if wrong else 0
 
