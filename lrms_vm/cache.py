@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
-from lrms_vm import download, locks, sidefiles, store, trust_state
 from lrms_vm import lease as leasing
+from lrms_vm import locks, sidefiles, store, trust_state
 from lrms_vm.admission import NO_ROOM, Admission, disk_full, vo_of
-from lrms_vm.convert import as_raw
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.image import ImageEntry, Listed, VerifiedImage
@@ -178,6 +177,9 @@ def _cold(job: _Job, key: str, claim: Claim) -> VerifiedImage:
 
 def _received(job: _Job, key: str, claim: Claim) -> VerifiedImage:
     """Fetch, hash, decide, publish. A partial that can be taken up again stays when the mirrors failed."""
+    from lrms_vm import download  # a warm image needs none of this
+    from lrms_vm.convert import as_raw
+
     order = download.Order(
         urls=job.entry.urls,
         fetch=job.fetch,

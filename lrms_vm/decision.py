@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from lrms_vm.image import Listed
-from lrms_vm.trust import forms, verify, verify_list
+from lrms_vm.trust import forms, verify
 from lrms_vm.trust.policy import Policy
 from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles, TrustAnchors
-from lrms_vm.trust.verify_list import SignedList
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+
+    from lrms_vm.trust.verify_list import SignedList
 
 
 class Anchors(Protocol):
@@ -101,6 +102,8 @@ class JobDecision:
             self.spent_ms += (time.monotonic() - start) * 1e3
 
     def _asked(self, listed: Listed) -> Claim:
+        from lrms_vm.trust import verify_list
+
         return verify_list.claim_listed(
             listed.signed,
             listed.image,
@@ -115,6 +118,8 @@ class JobDecision:
 
     def open_list(self, signed: builtins.bytes) -> SignedList:
         """A list as it came from its server, believed by this site at this moment."""
+        from lrms_vm.trust import verify_list
+
         return verify_list.open_list(
             signed, anchors=self._site.anchors.everything(), policy=self._site.policy, at=self._at
         )

@@ -23,8 +23,6 @@ from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.guest import Hypervisor
 from lrms_vm.image import ImageEntry, ImageReference, VerifiedImage
-from lrms_vm.list_refresh import Refresher
-from lrms_vm.lists import Lists
 from lrms_vm.paths import JobPlaces, Places
 from lrms_vm.record import Record
 from lrms_vm.request import Allocation, Request
@@ -283,7 +281,14 @@ def resolved(
     reference: ImageReference, config: Config, fetch: Fetcher, decide: JobDecision, deadline: float
 ) -> ImageEntry:
     """What the site, or a list it subscribes to, says of an image. Raises as `resolve.resolve`."""
-    refresher = Refresher(config.lists, config.places, decide, fetch, deadline)
+
+    def find(wanted: ImageReference) -> ImageEntry | None:
+        if not config.lists:
+            return None  # and a site without lists need not load what reads them: 20 ms of a prologue
+        from lrms_vm.list_refresh import Refresher
+        from lrms_vm.lists import Lists
+
+        return Lists(Refresher(config.lists, config.places, decide, fetch, deadline)).find(wanted)
 
     def sha256_of(entry: ImageEntry) -> str | None:
         try:
@@ -291,7 +296,7 @@ def resolved(
         except (RequestError, SiteError):
             return None  # not by this one
 
-    return resolve(reference, config, Lists(refresher).find, sha256_of)
+    return resolve(reference, config, find, sha256_of)
 
 
 def _ready(

@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
 from lrms_vm.trust import sealed_json
-from lrms_vm.trust.imagelist import IDENTIFIER, compare_versions
 from lrms_vm.trust.json_object import VERSION, parse_time, show_time
-from lrms_vm.trust.verify_list import SignedList
+
+if TYPE_CHECKING:
+    from lrms_vm.trust.verify_list import SignedList
 
 CLOCK_TOLERANCE = timedelta(minutes=10)  # what a clock that is being set may go back
 LEAP = timedelta(days=60)  # further ahead than a node stays away: believed only if it lasts
@@ -51,6 +52,8 @@ class ClockMark:
 
 def advance(ratchet: Ratchet, signed: SignedList) -> Ratchet:
     """The state after this list, the same where it is known. Raises `RequestError` "list-older", "list-differs"."""
+    from lrms_vm.trust.imagelist import compare_versions  # the clock alone needs nothing of lists
+
     content, key = signed.content, (signed.content.identifier, signed.spki_sha256)
     now = Seen(content.version, signed.content_sha256, content.created)
     seen = ratchet.lists.get(key)
@@ -133,6 +136,8 @@ def write_ratchet(ratchet: Ratchet) -> bytes:
 
 def read_ratchet(data: bytes, *, source: str) -> Ratchet:
     """Read back what `write_ratchet` wrote. Raises `SiteError` "ratchet-damaged"."""
+    from lrms_vm.trust.imagelist import IDENTIFIER
+
     try:
         lists: dict[tuple[str, str], Seen] = {}
         for one in sealed_json.read(data, source=source)["lists"]:
