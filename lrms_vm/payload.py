@@ -163,6 +163,8 @@ def guest_directory(logical: bytes, verdict: Verdict) -> str:
     for candidate in (os.fsdecode(logical), physical, verdict.work_dir):
         if below(candidate, verdict.shares) and _same(candidate, physical):
             return candidate
+    if physical == verdict.home and verdict.work_dir and verdict.work_dir != physical:
+        return ""  # Torque starts a job in its home and leaves it to the script to go on
     print(
         f"lrms-vm: the working directory {physical} is not shared with the guest; starting in {verdict.home}",
         file=sys.stderr,

@@ -12,7 +12,7 @@ from pathlib import Path
 from lrms_vm.errors import GuestLost, NodeError, RequestError
 from lrms_vm.verdict import REFUSED, Verdict, read_verdict
 
-STARTED_BY = ("slurm", "gridengine")
+STARTED_BY = ("slurm", "gridengine", "torque", "openpbs")
 MAX_VERDICT_BYTES = 1 << 20
 MAX_ENVIRONMENT_BYTES = 16 << 20
 

@@ -8,7 +8,7 @@ import socket
 from lrms_vm import config as configuration
 from lrms_vm import journal
 from lrms_vm.errors import EXIT_UNAVAILABLE, LrmsVmError
-from lrms_vm.lrms import gridengine
+from lrms_vm.lrms import gridengine, torque
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -18,7 +18,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         epilog="example:\n  lrms-vm health --lrms=gridengine",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--lrms", choices=["gridengine"], required=True, help="the batch system that asks")
+    parser.add_argument("--lrms", choices=["gridengine", "torque"], required=True, help="the batch system that asks")
     parser.add_argument("--node", default=socket.gethostname(), help="this node's name there (default: %(default)s)")
     parser.set_defaults(run=_health)
 
@@ -27,7 +27,10 @@ def _health(args: argparse.Namespace) -> int:
     wrong = _first_problem(args)
     if wrong is not None:
         journal.say("warning", "health", wrong)  # batch systems have no place for a reason, or a short one
-    print(gridengine.load_report(args.node, capable=wrong is None), end="")
+    if args.lrms == "torque":
+        print(torque.health_report(wrong), end="")
+    else:
+        print(gridengine.load_report(args.node, capable=wrong is None), end="")
     return EXIT_UNAVAILABLE if wrong else 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrms_vm import config as configuration
-from lrms_vm import install, install_gridengine
+from lrms_vm import install, install_gridengine, install_pbs
 from lrms_vm.errors import UsageError
 
 DESCRIPTION = """\
@@ -23,6 +23,8 @@ examples:
   lrms-vm install --lrms=slurm               then restart slurmd
   lrms-vm install --lrms=slurm --undo
   lrms-vm install --lrms=gridengine --sge-root /var/lib/gridengine
+  lrms-vm install --lrms=torque --pbs-home /var/spool/torque --pbs-bin /usr/local/bin
+  lrms-vm install --lrms=openpbs
 """
 
 
@@ -30,13 +32,24 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser(
         "install", description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lrms", choices=["slurm", "gridengine"], required=True, help="the batch system")
+    parser.add_argument(
+        "--lrms", choices=["slurm", "gridengine", "torque", "openpbs"], required=True, help="the batch system"
+    )
     parser.add_argument("--prefix", type=Path, default=Path("/opt/lrms_vm"), help="(default %(default)s)")
     parser.add_argument("--slurm-conf-dir", type=Path, default=Path("/etc/slurm"), help="(default %(default)s)")
     parser.add_argument(
         "--sge-root", default=os.environ.get("SGE_ROOT") or "/var/lib/gridengine", help="(default %(default)s)"
     )
     parser.add_argument("--sge-cell", default=os.environ.get("SGE_CELL") or "default", help="(default %(default)s)")
+    parser.add_argument(
+        "--pbs-home",
+        type=Path,
+        default=Path("/var/spool/torque"),
+        help="Torque: where mom_priv is (default %(default)s)",
+    )
+    parser.add_argument(
+        "--pbs-bin", type=Path, default=Path("/usr/local/bin"), help="Torque: where qstat is (default %(default)s)"
+    )
     parser.add_argument("--plugin", type=Path, metavar="FILE.so", help="a built plugin; nothing is compiled then")
     parser.add_argument("--guest", type=Path, metavar="FILE", help="a built guest program, likewise")
     parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
@@ -51,6 +64,10 @@ def _run(args: argparse.Namespace) -> int:
     targets: install.Targets
     if args.lrms == "gridengine":
         targets = install_gridengine.GridEngineTargets(prefix)
+    elif args.lrms == "torque":
+        targets = install_pbs.TorqueTargets(prefix, args.pbs_home.absolute(), args.pbs_bin.absolute())
+    elif args.lrms == "openpbs":
+        targets = install_pbs.OpenPbsTargets(prefix)
     else:
         targets = install.SlurmTargets(prefix, args.slurm_conf_dir.absolute())
     if args.undo:
@@ -62,6 +79,8 @@ def _run(args: argparse.Namespace) -> int:
     if isinstance(targets, install_gridengine.GridEngineTargets):
         _put(_gridengine_files(targets, config_path, known, guest, args), dry_run=args.dry_run)
         _print_gridengine(targets, config_path)
+    elif isinstance(targets, install_pbs.TorqueTargets | install_pbs.OpenPbsTargets):
+        _put_pbs(targets, config_path, Path(known.run_dir), guest, dry_run=args.dry_run)
     elif isinstance(targets, install.SlurmTargets):
         plugin = _read(args.plugin) if args.plugin else install.built("spank", "lrms_vm.so")
         files = install.plan(
@@ -82,6 +101,34 @@ def _put(files: Sequence[install.Planned], *, dry_run: bool) -> None:
         print(f"{verb:<8}{file.path}")
     if not dry_run:
         install.apply(files)
+
+
+def _put_pbs(
+    targets: install_pbs.TorqueTargets | install_pbs.OpenPbsTargets,
+    config_path: Path,
+    run_dir: Path,
+    guest: bytes,
+    *,
+    dry_run: bool,
+) -> None:
+    if isinstance(targets, install_pbs.TorqueTargets):
+        files = install_pbs.plan_torque(
+            targets, python=sys.executable, config=config_path, run_dir=run_dir, guest=guest
+        )
+        said = install_pbs.torque_instructions(targets)
+        for path in install_pbs.site_hooks(targets):
+            print(f"keep    {path} as {targets.site / path.name}, which ours will call")
+        if not dry_run:
+            install_pbs.keep_site_hooks(targets)
+    else:
+        files = install_pbs.plan_openpbs(
+            targets, python=sys.executable, config=config_path, run_dir=run_dir, guest=guest
+        )
+        said = install_pbs.openpbs_instructions(targets)
+    _put(files, dry_run=dry_run)
+    print()
+    for line in (*said, f"{config_path} must say:", *(f"    {line}" for line in install_pbs.node_settings(targets))):
+        print(line)
 
 
 def _gridengine_files(
@@ -109,12 +156,19 @@ def _print_gridengine(targets: install_gridengine.GridEngineTargets, config_path
 
 _AFTER_UNDO = {
     "slurm": "Take our lines out of slurm.conf as well, then restart slurmctld and slurmd.",
+    "torque": "Take our lines out of mom_priv/config as well, then restart pbs_mom.",
+    "openpbs": "Take the hook out of the server as well: qmgr -c 'delete hook lrms_vm'.",
     "gridengine": "Take our settings out of the queue and of the host as well (qconf -mq, qconf -mconf HOST).",
 }
 
 
 def _undo(targets: install.Targets, lrms: str, *, dry_run: bool) -> int:
-    there = [path for path in targets.all if path.exists()] if dry_run else install.undo(targets)
+    if isinstance(targets, install_pbs.TorqueTargets) and not dry_run:
+        restored, there = install_pbs.undo_torque(targets)
+        for path in restored:
+            print(f"restored  {path}, the site's own")
+    else:
+        there = [path for path in targets.all if path.exists()] if dry_run else install.undo(targets)
     for path in there:
         print(f"{'would remove' if dry_run else 'removed'}  {path}")
     print(_AFTER_UNDO[lrms])
