@@ -29,10 +29,11 @@ def install(layout: Layout) -> bool:
 
 
 def requirements() -> list[str]:
-    """What setup.cfg says the package needs."""
+    """What setup.cfg says the package needs, and `lrms-vm submit` for DRMAA."""
     parser = configparser.ConfigParser()
     parser.read(CHECKOUT / "setup.cfg")
-    return parser["options"]["install_requires"].split("\n")[1:]
+    texts = (parser["options"]["install_requires"], parser["options.extras_require"]["drmaa"])
+    return [line for text in texts for line in text.split("\n")[1:]]
 
 
 def digest(parts: tuple[str, ...] = _PARTS) -> str:

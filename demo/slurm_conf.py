@@ -59,8 +59,8 @@ def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool =
         "MessageTimeout=20",
         "RebootProgram=/bin/false",
     ]
-    if plugstack:
-        lines.append(f"PlugStackConfig={own / 'plugstack.conf'}")
+    # said in either case: left out, Slurm takes the plugstack.conf beside the file
+    lines.append(f"PlugStackConfig={own / 'plugstack.conf' if plugstack else '/dev/null'}")
     hooks = layout.prefix(node or NODES[0]) / "libexec"  # the controller only wants to know that there is a prolog
     lines += [f"Prolog={hooks / 'slurm.prolog'}", f"Epilog={hooks / 'slurm.epilog'}"]
     lines += [

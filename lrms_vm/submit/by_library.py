@@ -96,7 +96,7 @@ class ByLibrary:
     def look(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
         ours = [job_id for job_id in job_ids if job_id in self._submitted and job_id not in self._doubted]
         answers = self._ask({"do": "look", "jobs": ours}) if ours else {}
-        found = {}
+        found: dict[str, JobStatus] = {}
         for job_id, answer in answers.items():
             status = drmaa_words.status(job_id, answer, self.system, terminated=job_id in self._terminated)
             status = self._checked(status)

@@ -82,6 +82,8 @@ def native(carried: Carried, system: str) -> str:
     job = carried.description
     if system == "gridengine":
         ours = [option for option in gridengine.submit_options(job) if option[0] in ("q", "A", "l")]
+        if "w" not in dict(carried.options):
+            ours.append(("w", "n"))  # as qsub does; the library's -w e refuses while no host is capable just now
         return gridengine.native(merged(ours, carried.options))
     if system != "slurm":
         ours = pbs.native_options(job, openpbs=system == "openpbs")

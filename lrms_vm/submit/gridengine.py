@@ -1,7 +1,8 @@
 """Grid Engine's own commands: descriptions in, words out; what qstat and qacct print in, states out. Pure.
 
 Seen on 8.1.9. A job leaves qstat when it ends and stands in qacct's file some seconds later; one that is deleted
-before it ran never does. One that its prolog refused stays in qstat in the state Eqw, which is an end here.
+before it ran never does. One that its prolog refused stays in qstat in the state Eqw, which is an end here; unless it
+was submitted through DRMAA: that one ends, with exit status 0.
 """
 
 from __future__ import annotations
@@ -154,8 +155,10 @@ def parse_ended(text: str, job_id: str) -> JobStatus | None:
     failed, code, reason = int(fields["failed"][0]), int(fields["exit_status"][0]), fields["failed"][1]
     if failed == 0:
         return ended(job_id, exit_code=code & 0xFF)
+    if failed == APPLICATION_ERROR and code == 0:
+        return ended(job_id, reason=f"{reason}: refused by its prolog, the job's stderr says why")
     if failed in (AFTER_JOB, APPLICATION_ERROR) and code <= 128:
-        return ended(job_id, exit_code=code, reason=reason)
+        return ended(job_id, exit_code=code or None, reason=reason)  # 0: deleted before its payload ran
     return ended(job_id, signal=code - 128 if code > 128 else None, reason="" if failed == AFTER_JOB else reason)
 
 

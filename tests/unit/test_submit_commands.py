@@ -6,6 +6,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lrms_vm.errors import SiteError, UsageError
 from lrms_vm.submit import JobDescription, JobState, Resources, gridengine, pbs, slurm
@@ -187,12 +189,22 @@ def accounted(failed: str, status: str) -> str:
         ("37  : qmaster enforced h_rt, h_cpu, or h_vmem limit", "137                  (Killed)",
          (JobState.FAILED, None, 9, "qmaster enforced h_rt, h_cpu, or h_vmem limit")),
         ("8   : in prolog", "1    ", (JobState.FAILED, None, None, "in prolog")),
+        ("30  : application error returned", "0    ", (JobState.FAILED, None, None,
+         "application error returned: refused by its prolog, the job's stderr says why")),
+        ("30  : application error returned", "100  ", (JobState.FAILED, 100, None, "application error returned")),
+        ("100 : assumedly after job", "0    ", (JobState.FAILED, None, None, "assumedly after job")),
     ],
 )  # fmt: skip
 def test_what_qacct_says(failed: str, status: str, wanted: tuple[JobState, int | None, int | None, str]) -> None:
     look = gridengine.parse_ended(accounted(failed, status), "7")
     assert look is not None and look.result is not None
     assert (look.state, look.result.exit_code, look.result.signal, look.result.reason) == wanted
+
+
+@given(st.integers(1, 999), st.integers(0, 255))
+def test_what_failed_is_never_a_success(failed: int, status: int) -> None:
+    look = gridengine.parse_ended(accounted(f"{failed} : x", str(status)), "7")
+    assert look is not None and look.state is JobState.FAILED
 
 
 def test_a_job_that_ran_twice_ended_as_the_last_time() -> None:

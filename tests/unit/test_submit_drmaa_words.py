@@ -108,7 +108,7 @@ def test_nothing_but_texts_and_flags_reaches_a_library(system: str, count: int |
     ("system", "native"),
     [
         ("slurm", "-p main -A hep -t 1:01 --mem=1000 --comment=lrms_vm:hep-jets"),
-        ("gridengine", "-q main -A hep -l h_rt=3601 -l mem_free=1000M -l vm_capable=TRUE"),
+        ("gridengine", "-q main -A hep -l h_rt=3601 -l mem_free=1000M -w n -l vm_capable=TRUE"),
         ("torque", "-q main -A hep -j oe -l walltime=1:00:01 -l mem=1000mb"),
         ("openpbs", "-q main -A hep -j oe -l walltime=1:00:01 -l select=1:ncpus=1:mem=1000mb"),
     ],
