@@ -20,7 +20,7 @@ from lrms_vm.units import parse_duration_s, parse_memory_mib
 DESCRIPTION = """\
 Submits COMMAND to this host's batch system: Slurm, Grid Engine, Torque or OpenPBS, through its DRMAA library where
 there is one and through its own commands where not. The words are the same for all of them. With --vm-image the
-command runs in a guest booted from that image. Arguments reach it byte for byte; no shell reads them.
+command runs in a guest booted from that image. Arguments reach it byte for byte: quote them for your own shell only.
 Prints the job's id, or one id a line.
 """
 EXAMPLES = """\
