@@ -22,9 +22,11 @@ demo: prerequisites
 	@$(PYTHON) -m demo.run $(if $(KEEP),--keep)
 
 demo-stop: $(STAMPS)/venv
+	@$(PYTHON) -m demo.gridengine stop
 	@$(PYTHON) -m demo.cluster stop
 
 clean-demo: $(STAMPS)/venv
+	@$(PYTHON) -m demo.gridengine stop
 	@$(PYTHON) -m demo.cluster remove
 
 test: prerequisites
