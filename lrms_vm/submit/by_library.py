@@ -99,41 +99,49 @@ class ByLibrary:
         found: dict[str, JobStatus] = {}
         for job_id, answer in answers.items():
             status = drmaa_words.status(job_id, answer, self.system, terminated=job_id in self._terminated)
-            status = self._checked(status)
-            if status.state is not JobState.UNKNOWN:
+            if self._doubtful(status):
+                self._doubted[job_id] = (time.monotonic(), status)
+            elif status.state is not JobState.UNKNOWN:
                 found[job_id] = status
         found |= self._settled([job_id for job_id in job_ids if job_id in self._doubted])
+        if self._has_squeue:
+            found |= self._suspended([job_id for job_id, status in found.items() if status.state is JobState.ACTIVE])
         others = [job_id for job_id in job_ids if job_id not in self._submitted]
         return found | (self.commands.look(others) if others else {})  # no library knows the jobs of another session
 
-    def _checked(self, status: JobStatus) -> JobStatus:
-        """What the library does not tell apart. Grid Engine: deleted, refused by the prolog, ended with 100 are all
-        "aborted". Slurm: a job that somebody canceled has exited with 0."""
-        ours = status.job_id in self._terminated
-        if self.system == "gridengine" and status.result is not None and status.result.reason and not ours:
-            self._doubted[status.job_id] = (time.monotonic(), status)
-            return JobStatus(status.job_id, JobState.ACTIVE)
-        doubtful = status.state in (JobState.COMPLETED, JobState.ACTIVE, JobState.SUSPENDED)
-        if self.system == "slurm" and doubtful and "squeue" in self.commands.programs.paths:
-            there = self.commands.look([status.job_id]).get(status.job_id)
-            if there is not None and (there.state.ended or not status.state.ended):
-                return there
-        return status
+    @property
+    def _has_squeue(self) -> bool:
+        return self.system == "slurm" and "squeue" in self.commands.programs.paths
+
+    def _doubtful(self, status: JobStatus) -> bool:
+        """An end that the library does not tell from another. Grid Engine: deleted, refused by the prolog, ended with
+        100 are all "aborted". Slurm: a job that somebody canceled has exited with 0."""
+        if status.result is None or status.job_id in self._terminated:
+            return False
+        if self.system == "gridengine":
+            return status.result.reason != ""
+        return self._has_squeue and status.state is JobState.COMPLETED
 
     def _settled(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
-        """What the system's commands say of jobs that the library called aborted."""
+        """What the system's commands say of doubtful ends."""
         there = self.commands.look(job_ids) if job_ids else {}
         found = {}
         for job_id in job_ids:
             since, status = self._doubted[job_id]
             known = there.get(job_id, JobStatus(job_id, JobState.UNKNOWN))
+            patience_s = DOUBT_S if self.system == "gridengine" else 0
             if known.state.ended:
                 found[job_id] = known
-            elif known.state is JobState.UNKNOWN and time.monotonic() - since > DOUBT_S:
+            elif known.state is JobState.UNKNOWN and time.monotonic() - since >= patience_s:
                 found[job_id] = status
             else:
                 found[job_id] = JobStatus(job_id, JobState.ACTIVE)
         return found
+
+    def _suspended(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:
+        """Those of the jobs that are: slurm-drmaa does not say."""
+        there = self.commands.look(job_ids) if job_ids else {}
+        return {job_id: status for job_id, status in there.items() if status.state is JobState.SUSPENDED}
 
     def control(self, job_id: str, action: str) -> None:
         if job_id not in self._submitted:

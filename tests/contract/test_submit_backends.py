@@ -203,6 +203,33 @@ def test_a_job_that_slurm_drmaa_calls_a_success_after_our_termination(paper: Pat
         assert (result.state, result.returncode) == (JobState.CANCELED, 143)
 
 
+def test_a_job_that_slurm_drmaa_calls_a_success_after_somebody_elses_scancel(paper: Path) -> None:
+    host = Host(paper, "squeue")
+    made = library("slurm", "SLURM", host)
+    with Session(backend=made, sleep=lambda _: host.says("squeue", row("CANCELLED", "15"))) as session:
+        job_id = session.submit(job("a"))
+        host.says("squeue", row("COMPLETING", "15"))
+        made._ask({"do": "control", "job": job_id, "action": "terminate"})  # not through the session
+        assert session.status(job_id).state is JobState.ACTIVE
+        result = session.wait(job_id)
+        assert result is not None
+        assert (result.state, result.returncode) == (JobState.CANCELED, 143)
+
+
+def test_a_suspension_that_slurm_drmaa_does_not_see(paper: Path) -> None:
+    host = Host(paper, "squeue")
+    with Session(backend=library("slurm", "SLURM", host)) as session:
+        job_id = session.submit(job("a"))
+        host.says("squeue", row("SUSPENDED", "0"))
+        assert session.status(job_id).state is JobState.SUSPENDED
+        host.says("squeue", row("RUNNING", "0"))
+        assert session.status(job_id).state is JobState.ACTIVE
+
+
+def row(state: str, code: str) -> str:
+    return f"1                   N/A                 {state:<24}{code:<16}None\n"
+
+
 def test_a_library_that_dies_is_told_and_the_caller_lives(paper: Path) -> None:
     with Session(backend=library("torque", "Torque", Host(paper)), sleep=lambda _: None) as session:
         with pytest.raises(SiteError) as caught:
