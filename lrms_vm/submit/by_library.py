@@ -19,7 +19,7 @@ from lrms_vm.submit import drmaa_words
 from lrms_vm.submit.by_commands import ByCommands
 from lrms_vm.submit.carry import Way, carry
 from lrms_vm.submit.description import JobDescription
-from lrms_vm.submit.result import JobState, JobStatus
+from lrms_vm.submit.result import JobState, JobStatus, ended
 
 OPEN_S = 30.0  # slurm-drmaa tries for 60 s to reach a Slurm that is not there
 ANSWER_S = 120.0
@@ -130,7 +130,9 @@ class ByLibrary:
             since, status = self._doubted[job_id]
             known = there.get(job_id, JobStatus(job_id, JobState.UNKNOWN))
             patience_s = DOUBT_S if self.system == "gridengine" else 0
-            if known.state.ended:
+            if known.result is not None and known.result.signal is not None and not known.result.reason:
+                found[job_id] = ended(job_id, signal=known.result.signal, canceled=True)  # it was deleted: killed
+            elif known.state.ended:
                 found[job_id] = known
             elif known.state is JobState.UNKNOWN and time.monotonic() - since >= patience_s:
                 found[job_id] = status

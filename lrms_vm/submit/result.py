@@ -8,14 +8,15 @@ What they tell, measured (slurm-drmaa 1.2, pbs-drmaa 1.0.19 with Torque 6.1 and 
     exit 126 to 255          exited n            aborted, status n    exited n             FAILED, exit_code n
     ended by a signal        signaled            signaled             signaled             FAILED, signal n
     terminated by us         aborted, exit 0     signaled, aborted    exited 0             CANCELED
-    canceled by others       aborted, exit 0     signaled             exited 0             CANCELED (pbs: FAILED, signal 15)
+    canceled by others       aborted, exit 0     signaled             exited 0             CANCELED, or FAILED, signal n
     refused by the prologue  aborted, exit 0     -                    -                    FAILED and the reason
     unknown job              InvalidJob          aborted, 255         aborted, 255, core   RequestError "job-unknown"
     waited for twice         InvalidJob          the same again       the same again       the same again
     suspended by the user    said                said                 not said             what its command says
 
 So: `COMPLETED` means that the payload itself ended with 0; a job that we terminated is `CANCELED`, whatever the
-library makes of it; and a job that never ran its payload is `FAILED` without an exit code, with a reason.
+library makes of it; and a job that never ran its payload is `FAILED` without an exit code, with a reason. Who sent the
+signal that ended a job only Slurm and Grid Engine's library tell: elsewhere one that others canceled is `FAILED`.
 """
 
 from __future__ import annotations
