@@ -38,7 +38,7 @@ PROGRAMS = {
     "torque.node_check": "prologue/torque.node_check",
     "torque.submit_filter": "prologue/torque.submit_filter",
 }
-OURS = b"`lrms-vm install`"  # stands in each of our hooks
+OURS = b"`lrms-vm install` fills in"  # stands in each of our hooks: one that did not would be kept, and call itself
 PROLOGALARM_S = 300
 HOOK_ALARM_S = 300
 
@@ -124,11 +124,13 @@ def plan_torque(
         "PROLOGUE": str(targets.libexec / "torque.prologue"),
         "WAIT_S": str(PROLOGALARM_S),
     }
+    hooks = [Planned(targets.mom_priv / name, hook(source, names), 0o500) for name, source in MOM_HOOKS.items()]
+    assert all(OURS in one.content for one in hooks)
     return (
         Planned(targets.exec, EXEC.format(python=python).encode()),
         Planned(targets.guest, guest),
         *(Planned(targets.libexec / name, hook(source, names)) for name, source in PROGRAMS.items()),
-        *(Planned(targets.mom_priv / name, hook(source, names), 0o500) for name, source in MOM_HOOKS.items()),
+        *hooks,
     )
 
 

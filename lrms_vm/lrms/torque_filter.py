@@ -1,15 +1,17 @@
 """Torque's submit filter (qsub(1B)): `#VM` lines, and our options in `#PBS` lines, become what qsub knows.
 
     #VM --vm-image=NAME --vm-memory=2G            #PBS -l other=vm:NAME
-    #PBS -N run7 --vm-image=NAME                  #PBS -v VM_MEMORY=2G
+    #PBS -N run7 --vm-cpus=1                      #PBS -N run7
+                                                  #PBS -v VM_MEMORY=2G,VM_CPUS=1
 
-A convenience, never a check. It cannot take an option off qsub's own command line, so there it says what to write.
+A convenience, never a check. It cannot take an option off qsub's own command line, so there it says what to write; and
+qsub forgets all lists of variables but the last (measured), so beside one of the user's it says so too.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 from lrms_vm.errors import RequestError, UsageError
@@ -49,16 +51,38 @@ def filtered(script: bytes, argv: Sequence[str]) -> bytes:
     if b"--vm-" not in script:
         return script
     lines = script.split(b"\n")
-    given: dict[str, str] = {}
-    for index, line in enumerate(lines):
-        if line.strip() and not line.startswith((b"#", b":")):
-            break  # qsub reads its options up to the first command
+    end = next((at for at, line in enumerate(lines) if line.strip() and not line.startswith((b"#", b":"))), len(lines))
+    given: dict[str, str] = {}  # qsub reads its options up to the first command
+    for at, line in enumerate(lines[:end]):
         if line.startswith((b"#VM", b"#PBS")):
-            lines[index] = _directive(line, given)
-    return b"\n".join(lines)
+            lines[at] = _directive(line, given)
+    if not given:
+        return script
+    variables = {VARIABLES[word]: value for word, value in given.items() if word != "vm-image"}
+    new = [f"#PBS -l other=vm:{given['vm-image']}"] if "vm-image" in given else []
+    if variables:
+        _only_list(argv, lines[:end], variables)
+        new.append("#PBS -v " + ",".join(f"{name}={value}" for name, value in variables.items()))
+    kept = [line for line in lines[:end] if line != b"#PBS"]
+    last = len(kept) - (1 if kept and not kept[-1] else 0)  # before the empty line after the last newline
+    return b"\n".join([*kept[:last], *(line.encode() for line in new), *kept[last:], *lines[end:]])
+
+
+def _only_list(argv: Sequence[str], header: Sequence[bytes], ours: Mapping[str, str]) -> None:
+    """Raises `UsageError` where the user has a list of variables as well."""
+    words = [
+        *argv,
+        *(word.decode("utf-8", "replace") for line in header if line[:4] == b"#PBS" for word in line.split()),
+    ]
+    if any(word.startswith("-v") for word in words):
+        text = ",".join(f"{name}={value}" for name, value in ours.items())
+        raise UsageError(
+            "qsub takes one -v only", hint=f"put {text} into yours, and take the options out", code="carrier-unfit"
+        )
 
 
 def _directive(line: bytes, given: dict[str, str]) -> bytes:
+    """The line without our options, which go to `given`."""
     head, _, rest = line.partition(b" ")
     found = [(word.decode(), value.decode("utf-8", "replace")) for word, value in _OPTION.findall(rest)]
     left = _OPTION.sub(b"", rest).strip()
@@ -66,7 +90,6 @@ def _directive(line: bytes, given: dict[str, str]) -> bytes:
         raise UsageError(f"#VM: cannot read {left[:60].decode('utf-8', 'replace')!r}", code="option-unknown")
     if not found:
         return line
-    new = [b"#PBS " + left] if left else []
     for word, value in found:
         if word not in VARIABLES:
             raise UsageError(f"unknown option --{word[:40]}", code="option-unknown")
@@ -78,6 +101,4 @@ def _directive(line: bytes, given: dict[str, str]) -> bytes:
             )
         if given.setdefault(word, value) != value:
             raise UsageError(f"--{word} is there twice: {given[word]!r} and {value!r}", code="option-unreadable")
-        words = f"-l other=vm:{value}" if word == "vm-image" else f"-v {VARIABLES[word]}={value}"
-        new.append(f"#PBS {words}".encode())
-    return b"\n".join(new)
+    return b"#PBS " + left if left else b"#PBS"

@@ -310,6 +310,13 @@ def test_the_filter_turns_our_options_into_torques() -> None:
         b"#!/bin/bash\n#PBS -N vmf\n#PBS -l other=vm:debian12\n#PBS -v VM_MEMORY=2G\necho '#VM --vm-image=x'\n"
     )
     assert torque_filter.filtered(b"#PBS -N r --vm-image a -q x\n", []) == b"#PBS -N r  -q x\n#PBS -l other=vm:a\n"
+    both = b"#VM --vm-cpus=1\n#VM --vm-image=a --vm-memory=2G\nhostname\n"
+    assert torque_filter.filtered(both, []) == b"#PBS -l other=vm:a\n#PBS -v VM_CPUS=1,VM_MEMORY=2G\nhostname\n"
+
+
+def test_the_image_goes_with_a_list_of_variables() -> None:
+    script = b"#VM --vm-image=a\n#PBS -v A=1\nhostname\n"
+    assert torque_filter.filtered(script, ["-v", "B=1"]) == b"#PBS -v A=1\n#PBS -l other=vm:a\nhostname\n"
 
 
 def test_the_filter_stops_reading_where_qsub_does() -> None:
@@ -327,6 +334,9 @@ def test_the_filter_stops_reading_where_qsub_does() -> None:
         (b"#VM --vm-colour=red\n", []),
         (b"#VM --vm-image=a rubbish\n", []),
         (b"echo\n", ["-I", "--vm-image=foo", "vm.sh"]),
+        (b"#VM --vm-image=a --vm-cpus=1\n", ["-v", "A=1"]),
+        (b"#VM --vm-image=a --vm-cpus=1\n", ["-vA=1"]),
+        (b"#VM --vm-image=a --vm-cpus=1\n#PBS -q x -v A=1\n", []),
     ],
 )
 def test_the_filter_rejects_what_would_not_arrive(script: bytes, argv: list[str]) -> None:
