@@ -154,6 +154,15 @@ def test_a_directory_that_is_not_shared_is_told_and_home_is_used(guest: GuestInN
     assert b"/usr is not shared" in result.stderr
 
 
+@pytest.fixture
+def hup_not_ignored() -> Iterator[None]:
+    """What is ignored where we start is not passed on: under nohup(1) the tests would wait for a HUP for ever."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hup_not_ignored")
 def test_signals_reach_the_payload_s_whole_group_in_order(guest: GuestInNamespace) -> None:
     script = """for s in USR1 USR2 HUP INT ALRM; do trap "echo $s" $s; done; trap 'echo TERM; exit 9' TERM
     echo ready; while :; do sleep 0.01; done"""
