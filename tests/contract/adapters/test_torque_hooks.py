@@ -1,0 +1,365 @@
+"""Torque's hook files: what they let pass, whom they ask, what they hand to Python; and that shell and Python agree."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lrms_vm.errors import UsageError
+from lrms_vm.lrms import torque
+from lrms_vm.lrms.base import Call
+
+CHECKOUT = Path(__file__).parents[3]
+SOURCES = {
+    "prologue": "prologue/torque.prologue", "prologue.parallel": "prologue/torque.prologue.parallel",
+    "epilogue": "epilogue/torque.epilogue", "epilogue.parallel": "epilogue/torque.epilogue.parallel",
+    "starter": "prologue/torque.starter",
+}  # fmt: skip
+OF_THE_JOB = ("alice", "users", "job")
+
+
+class Node:
+    """A node with our hooks and stand-ins for Python, qstat and lrms-vm-exec, each of which says how it was called."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.run_dir, self.site = root, root / "run", root / "it's site"
+        self.mom_priv = root / "mom_priv"
+        (self.mom_priv / "jobs").mkdir(parents=True)
+        (root / "bin").mkdir()
+        self.site.mkdir()
+        (self.mom_priv / "config").write_text("")
+        self.program(root / "python", f'echo "python $*" >>{root}/log; exit $(cat {root}/exit 2>/dev/null || echo 0)')
+        self.program(root / "exec", 'echo "exec $*"')
+        self.qstat("X=1")
+        names = {
+            "PYTHON": root / "python", "CONFIG": "/etc/x.toml", "RUN_DIR": self.run_dir, "EXEC": root / "exec",
+            "COMMANDS": root / "bin", "SITE": self.site, "MOM_PRIV": self.mom_priv, "PROLOGUE": root / "prologue",
+            "WAIT_S": "5",
+        }  # fmt: skip
+        for name, source in SOURCES.items():
+            text = (CHECKOUT / source).read_text()
+            for word, value in names.items():
+                text = text.replace(f"@{word}@", shlex.quote(str(value)))
+            assert "@" not in text.replace("$@", "").replace('"@"', "").replace("between @.", "")
+            (root / name).write_text(text)
+            (root / name).chmod(0o755)
+
+    @staticmethod
+    def program(path: Path, text: str) -> None:
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def qstat(self, variables: str | None, other: str = "") -> None:
+        """None: it fails."""
+        text = f"Job Id: 42.tqa\n    job_state = R\n{other}    Variable_List = {variables}\n    euser = alice\n"
+        says = "exit 1" if variables is None else f"cat <<'EOF'\n{text}EOF"
+        self.program(self.root / "bin" / "qstat", f'echo "qstat $*" >>{self.root}/log\n{says}')
+
+    def call(self, hook: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": "/bin:/usr/bin", "PBS_JOBID": "42.tqa", **environ}
+        return subprocess.run(
+            [self.root / hook, *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def prologue(self, resources: str = "nodes=1:ppn=2", job: str = "42.tqa", hook: str = "prologue") -> int:
+        return self.call(hook, *self.words(resources, job)).returncode
+
+    def epilogue(self, job: str = "42.tqa", hook: str = "epilogue") -> int:
+        script = str(self.mom_priv / "jobs" / f"{job}.SC")
+        return self.call(hook, job, *OF_THE_JOB, "17135", "nodes=1", "cput=0", "batch", "", "0", script).returncode
+
+    def words(self, resources: str, job: str = "42.tqa") -> tuple[str, ...]:
+        return (job, *OF_THE_JOB, resources, "batch", "", str(self.mom_priv / "jobs" / f"{job}.SC"))
+
+    def log(self) -> list[str]:
+        path = self.root / "log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def started(self) -> list[str]:
+        return [line for line in self.log() if line.startswith("python ")]
+
+    def marker(self, name: str = "42") -> Path:
+        return self.run_dir / "torque" / name
+
+    def verdict(self, key: str = "torque-42.n1") -> Path:
+        path = self.run_dir / "verdicts" / f"{key}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        return path
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+@pytest.fixture
+def eventually() -> Iterator[object]:
+    def wait(what) -> bool:
+        deadline = time.monotonic() + 10
+        while not what() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return bool(what())
+
+    yield wait
+
+
+# -- the prologue
+
+
+def test_an_ordinary_job_leaves_before_python(node: Node) -> None:
+    assert node.prologue() == 0
+    assert node.log() == ["qstat -f -1 42.tqa"]
+    assert node.marker().read_text() == "none\n"
+
+
+def test_the_resource_goes_to_python_and_nobody_is_asked(node: Node) -> None:
+    assert node.prologue("nodes=1,other=vm:deb12") == 0
+    words = " ".join(node.words("nodes=1,other=vm:deb12"))
+    want = f"python -I -m lrms_vm --config /etc/x.toml prologue --lrms torque -- {node.root}/bin {words}"
+    assert node.log() == [want]
+    assert node.marker().read_text() == "asked\n"
+    assert node.marker().parent.stat().st_mode & 0o777 == 0o755, "pbs_mom's umask is 077"
+
+
+VARIABLES = [
+    "X=1", "VM_IMAGE=a", "X=1,VM_IMAGE=a", "X=1,VM_IMAGE=", "XVM_IMAGE=a", "VM_IMAGE", "X=VM_IMAGE=a", "VM_IMAGES=a",
+    "X=a VM_IMAGE=b", "A=$(id),VM_IMAGE=`id`", "X=*,VM_IMAGE=*", "VM_MEMORY=2G", "X=1,\tVM_IMAGE=a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variables", VARIABLES)
+def test_shell_and_python_agree_on_the_variables(node: Node, variables: str) -> None:
+    node.qstat(variables)
+    assert node.prologue() == 0
+    text = f"Job Id: 42.tqa\n    Variable_List = {variables}\n".encode()
+    call = Call(node.words("nodes=1"), {}, {torque.QSTAT: text, torque.HOST: b"n1"})
+    try:
+        asks = bool(torque.parse_options(call))
+    except UsageError:
+        asks = False
+    assert bool(node.started()) == asks
+
+
+def test_another_field_that_looks_like_the_variable_is_not_asked_by(node: Node) -> None:
+    node.qstat("X=1", other="    submit_args = -F VM_IMAGE=a,VM_IMAGE=b job.sh\n")
+    assert node.prologue() == 0
+    assert node.started() == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "asks"), [("X=1,VM_IMAGE=a", True), ("VM_IMAGE=a", True), ("X=VM_IMAGE=a", False)]
+)
+def test_where_qstat_fails_the_job_file_is_read(node: Node, variables: str, asks: bool) -> None:
+    node.qstat(None)
+    text = (CHECKOUT / "tests/data/torque/job.JB.xml").read_text()
+    before = next(line for line in text.splitlines() if "<Variable_List" in line)
+    text = text.replace(before, f'    <Variable_List flags="1">{variables}</Variable_List>')
+    (node.mom_priv / "jobs" / "42-1.tqa.JB").write_text(text)
+    assert node.prologue(job="42[1].tqa") == 0
+    assert bool(node.started()) == asks
+    assert node.marker("42-1").exists()
+
+
+@pytest.mark.parametrize(("python", "told"), [(0, 0), (1, 1), (2, 2), (3, 1), (64, 1), (127, 1), (137, 1)])
+def test_only_what_was_counted_starts_the_job_again(node: Node, python: int, told: int) -> None:
+    (node.root / "exit").write_text(str(python))
+    assert node.prologue("other=vm:a") == told
+
+
+def test_a_python_that_is_gone_aborts_the_job_instead_of_starting_it_for_ever(node: Node) -> None:
+    (node.root / "python").unlink()
+    assert node.prologue("other=vm:a") == 1
+
+
+# -- the site's own hooks
+
+
+@pytest.mark.parametrize("hook", ["prologue", "prologue.parallel"])
+def test_the_sites_own_prologue_runs_first_and_may_refuse(node: Node, hook: str) -> None:
+    node.program(node.site / hook, f'echo "site $1 $#" >>{node.root}/log; exit 4')
+    assert node.prologue("other=vm:a", hook=hook) == 4
+    assert node.log() == ["site 42.tqa 8"]
+
+
+@pytest.mark.parametrize("hook", ["epilogue", "epilogue.parallel"])
+def test_the_sites_own_epilogue_runs_last(node: Node, hook: str) -> None:
+    node.program(node.site / hook, f'echo "site $1 $#" >>{node.root}/log; exit 4')
+    node.verdict()
+    assert node.epilogue(hook=hook) == 4
+    assert [line.split()[0] for line in node.log()] == ["python", "site"]
+
+
+@pytest.mark.parametrize("hook", ["prologue", "prologue.parallel", "epilogue", "epilogue.parallel"])
+def test_a_copy_of_ours_in_the_sites_place_does_not_call_itself(node: Node, hook: str) -> None:
+    (node.site / hook).write_text((node.root / hook).read_text())
+    (node.site / hook).chmod(0o755)
+    assert (node.prologue(hook=hook) if hook.startswith("pro") else node.epilogue(hook=hook)) == 0
+
+
+# -- the epilogue
+
+
+def test_an_ordinary_jobs_epilogue_leaves_before_python_and_forgets_it(node: Node) -> None:
+    node.prologue()
+    assert node.epilogue() == 0
+    assert node.started() == []
+    assert not node.marker().exists()
+
+
+@pytest.mark.parametrize("noted", ["marker", "verdict", "record"])
+@pytest.mark.parametrize("python", [0, 1, 2, 69])
+def test_a_vm_jobs_epilogue_cleans_up_and_ends_with_0(node: Node, noted: str, python: int) -> None:
+    if noted == "marker":
+        node.prologue("other=vm:a")
+    elif noted == "verdict":
+        node.verdict("torque-42.n1")
+    else:
+        (node.run_dir / "jobs" / "torque-42.n1").mkdir(parents=True)
+    (node.root / "exit").write_text(str(python))
+    assert node.epilogue() == 0
+    assert "epilogue --lrms torque --" in node.started()[-1]
+    assert not node.marker().exists()
+
+
+def test_the_job_of_a_similar_number_is_not_touched(node: Node) -> None:
+    node.verdict("torque-421.n1")
+    node.verdict("torque-42-1.n1")
+    assert node.epilogue() == 0
+    assert node.started() == []
+
+
+# -- the nodes that join
+
+
+def test_a_sisters_prologue_returns_at_once_and_never_fails(node: Node, eventually) -> None:
+    node.program(node.root / "python", f'sleep 1; echo "python $*" >>{node.root}/log; exit 9')
+    begin = time.monotonic()
+    assert node.prologue("nodes=2,other=vm:a", hook="prologue.parallel") == 0
+    assert time.monotonic() - begin < 0.7
+    state, pid = node.marker().read_text().split()
+    assert state == "asked"
+    assert eventually(lambda: os.getsid(int(pid)) == int(pid)), "pbs_mom kills the hook's session"
+    assert eventually(node.started)
+    assert "--lrms torque-sister --" in node.started()[0]
+
+
+def test_a_sister_asks_qstat_in_the_background_too(node: Node, eventually) -> None:
+    assert node.prologue(hook="prologue.parallel") == 0
+    assert eventually(node.log)
+    assert node.marker().read_text().startswith("unknown ")
+    assert node.started() == []
+
+
+def test_a_sisters_epilogue_ends_a_prologue_that_is_still_at_work(node: Node) -> None:
+    node.program(node.root / "python", f'case "$*" in *prologue*) sleep 5;; esac; echo "python $*" >>{node.root}/log')
+    node.prologue("nodes=2,other=vm:a", hook="prologue.parallel")
+    pid = int(node.marker().read_text().split()[1])
+    assert node.epilogue(hook="epilogue.parallel") == 0
+    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:4]
+    assert [line.split()[6] for line in node.started()] == ["epilogue"]
+    assert not node.marker().exists()
+
+
+def test_a_sisters_epilogue_does_not_wait_for_ever(node: Node) -> None:
+    node.verdict()
+    node.program(node.root / "python", "sleep 8")
+    begin = time.monotonic()
+    assert node.epilogue(hook="epilogue.parallel") == 0
+    assert 2.5 < time.monotonic() - begin < 7
+
+
+def test_a_number_that_is_another_process_now_is_not_killed(node: Node) -> None:
+    bystander = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    try:
+        node.marker().parent.mkdir(parents=True)
+        node.marker().write_text(f"asked {bystander.pid}\n")
+        node.epilogue(hook="epilogue.parallel")
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+# -- the job starter
+
+
+def test_an_ordinary_task_is_started_as_it_is(node: Node) -> None:
+    node.prologue()
+    done = node.call("starter", "/bin/echo", "a  b", "*", PBS_TASKNUM="2")
+    assert (done.stdout, done.stderr, done.returncode) == ("a  b *\n", "", 0)
+    assert node.call("starter", "/bin/sh", "-c", "exit 7", PBS_TASKNUM="2").returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "name"),
+    [
+        ("", "PBS_BATCH", "-sh"),
+        ("$source_login_batch false\n", "PBS_BATCH", "sh"),
+        ("$source_login_batch false\n", "PBS_INTERACTIVE", "-sh"),
+        ("$source_login_interactive False\n", "PBS_INTERACTIVE", "sh"),
+        ("$source_login_batch true\n", "PBS_BATCH", "-sh"),
+    ],
+)
+def test_an_ordinary_shell_is_a_login_shell_as_pbs_mom_would_have_it(
+    node: Node, config: str, kind: str, name: str
+) -> None:
+    node.prologue()
+    (node.mom_priv / "config").write_text(config)
+    words = ("/bin/sh", "-c", "tr '\\0' '\\n' </proc/$$/cmdline | head -1")
+    done = node.call("starter", *words, PBS_TASKNUM="1", PBS_ENVIRONMENT=kind)
+    assert done.stdout == f"{name}\n"
+
+
+def test_the_environment_of_an_ordinary_task_is_its_own(node: Node) -> None:
+    node.prologue()
+    done = node.call("starter", "/usr/bin/env", PBS_TASKNUM="2", A="b", BASH_ENV="/nonexistent", PWD="/")
+    assert {"A=b", "BASH_ENV=/nonexistent"} <= set(done.stdout.splitlines())
+
+
+def test_a_verdict_leads_into_the_guest(node: Node) -> None:
+    path = node.verdict("torque-42-1.n1")
+    done = node.call("starter", "/bin/bash", PBS_JOBID="42[1].tqa")
+    assert done.stdout == f"exec exec --lrms torque --verdict {path} -- /bin/bash\n"
+
+
+@pytest.mark.parametrize("asked_by", ["variable", "marker", "qstat"])
+def test_no_verdict_but_a_vm_was_asked_for_never_runs(node: Node, asked_by: str) -> None:
+    environ = {}
+    if asked_by == "variable":
+        node.prologue()
+        environ["VM_IMAGE"] = ""
+    elif asked_by == "marker":
+        node.prologue("other=vm:a")
+    else:  # qsub -T: another prologue ran, none of ours
+        node.qstat("X=1", other="    Resource_List.other = vm:a\n")
+    done = node.call("starter", "/bin/echo", "on the host", **environ)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("lrms-vm: ")
+
+
+def test_a_task_waits_for_the_prologue_that_is_at_work_on_its_node(node: Node) -> None:
+    path = node.run_dir / "verdicts" / "torque-42.n1.json"
+    path.parent.mkdir(parents=True)
+    node.program(node.root / "python", f"sleep 1; echo '{{}}' >{path}")
+    assert node.prologue("nodes=2,other=vm:a", hook="prologue.parallel") == 0
+    assert (
+        node.call("starter", "/bin/hostname").stdout == f"exec exec --lrms torque --verdict {path} -- /bin/hostname\n"
+    )
+
+
+def test_a_task_does_not_wait_for_a_prologue_that_ended_without_a_verdict(node: Node) -> None:
+    node.program(node.root / "python", "exit 1")
+    assert node.prologue("nodes=2,other=vm:a", hook="prologue.parallel") == 0
+    assert node.call("starter", "/bin/hostname").returncode == 78
