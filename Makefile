@@ -4,7 +4,7 @@
 #   make demo-stop       stop what a kept demo left running          make clean-demo   remove all it ever made
 #   make test            everything: lint, unit, golden, contract, and the real Slurm with real guests
 #   make test-unit       what needs no program and no root           make test-slurm   the real Slurm only
-#   make test-gridengine the real Grid Engine only
+#   make test-gridengine the real Grid Engine only             make test-torque  a real Torque, where one is on PATH
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
 #   make bench           the speed goals, as ratios: build/bench/results.json
 
@@ -14,7 +14,7 @@ STAMPS := build/stamps
 KEEP ?=
 FUZZ ?= 20
 
-.PHONY: all demo demo-stop clean-demo test test-unit test-slurm test-gridengine fuzz bench lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo test test-unit test-slurm test-gridengine test-torque fuzz bench lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -40,6 +40,10 @@ test-slurm: prerequisites
 
 test-gridengine: prerequisites
 	$(PYTHON) -m pytest tests/integration/gridengine
+
+# opt-in: Torque is not packaged, so `make test` has its recorded calls only
+test-torque: prerequisites
+	LRMS_VM_TEST_TORQUE=1 $(PYTHON) -m pytest tests/integration/torque
 
 fuzz: $(STAMPS)/venv
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]'

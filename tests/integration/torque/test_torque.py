@@ -1,0 +1,75 @@
+"""A real Torque, a guest that really boots, payloads in it, refusals, faults, and nothing left."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.layout import USER
+from tests.integration.torque.conftest import BOOT_S, Desk
+
+WHERE = "test -d /run/lrms_vm/tasks && echo in the guest || echo ON THE HOST\n"
+pytestmark = pytest.mark.guest
+
+
+def test_an_ordinary_job_is_untouched(desk: Desk) -> None:
+    assert desk.end(desk.qsub(script=WHERE + "id -un; exit 3\n", image=None)) == (3, f"ON THE HOST\n{USER}\n")
+    assert desk.said("err") == ""
+
+
+def test_a_script_runs_in_the_guest_with_its_arguments_and_exit_code(desk: Desk) -> None:
+    script = WHERE + 'id -un; cd "$PBS_O_WORKDIR"; pwd; printf "%s|" "$@"; exit 7\n'
+    name = desk.qsub("-F", "a 'b  c'", script=script)
+    assert desk.end(name) == (7, f"in the guest\n{USER}\n{desk.directory}\na|b  c|")
+
+
+def test_an_image_in_the_jobs_variables(desk: Desk) -> None:
+    name = desk.qsub("-v", "VM_IMAGE=minimal,VM_MEMORY=500M", script=WHERE, image=None)
+    assert desk.end(name) == (0, "in the guest\n")
+
+
+def test_an_array_has_a_guest_for_each_task(desk: Desk) -> None:
+    array = desk.qsub("-t", "1-2", script=WHERE + "exit $PBS_ARRAYID\n", start=False)
+    for task in ("1", "2"):
+        name = array.replace("[]", f"[{task}]")
+        desk.torque.run(name)
+        assert desk.end(name)[0] == int(task)
+
+
+def test_a_deleted_job_ends_its_payload_and_leaves_nothing(desk: Desk) -> None:
+    name = desk.qsub(script="echo up > started; sleep 600\n", env={"A": "b"})
+    desk.torque.wait(name, "R", timeout_s=60)
+    desk.torque.ask("qdel", name)
+    desk.torque.wait(name, "C", timeout_s=BOOT_S)
+    desk.nothing_left(name)
+
+
+def test_a_refused_image_aborts_the_job_with_the_reason_as_its_comment(desk: Desk) -> None:
+    name = desk.qsub(script="echo RAN\n", image="no-such-image")
+    fields = desk.torque.wait(name, "C", timeout_s=60)
+    assert fields["exit_status"] == "-2"
+    assert fields["comment"].startswith("lrms_vm: image-unknown: ")
+    desk.nothing_left(name)
+    assert "state = free" in desk.torque.node()
+
+
+def test_the_nodes_fault_takes_it_out_and_the_job_waits(desk: Desk) -> None:
+    link = desk.torque.layout.libvirt_socket("torque")
+    link.rename(link.with_suffix(".away"))
+    try:
+        name = desk.qsub(script="echo RAN\n")
+        desk.torque.wait(name, "Q", "H", timeout_s=60)
+        assert "offline" in desk.torque.node()
+        assert "note = lrms_vm: " in desk.torque.node()
+    finally:
+        link.with_suffix(".away").rename(link)
+    desk.torque.ask("qdel", name)
+
+
+def test_a_vm_job_past_our_prologue_does_not_run(desk: Desk) -> None:
+    typed = desk.torque.home / "mom_priv" / "prologue.other"
+    typed.write_text("#!/bin/sh\nexit 0\n")
+    typed.chmod(0o500)
+    try:
+        assert desk.end(desk.qsub("-T", "other", script="echo RAN\n")) == (78, "")
+    finally:
+        typed.unlink()

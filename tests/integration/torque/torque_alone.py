@@ -1,0 +1,213 @@
+"""A Torque of one node on this machine: the pbs_server and pbs_mom that are on PATH, with a home of their own.
+
+Jobs are started by `qrun`, so that no scheduler is needed. Stops only what it started.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from demo.jobs import Client
+from demo.layout import USER, Layout
+from demo.programs import Daemon, DemoError, run, wait_until
+from lrms_vm import install_pbs
+from lrms_vm.lrms import pbs_text
+
+PROGRAMS = ("pbs_server", "pbs_mom", "trqauthd", "qsub", "qmgr")
+NODE = "torque"  # names this node's directories beside those of n1 and n2
+_DIRECTORIES = """\
+0755 mom_logs server_logs client_logs job_logs aux server_priv/accounting
+0751 mom_priv mom_priv/jobs
+0750 server_priv server_priv/jobs server_priv/arrays server_priv/queues server_priv/acl_svr server_priv/acl_hosts
+0750 server_priv/acl_users server_priv/acl_groups server_priv/hostlist server_priv/credentials
+0750 server_priv/disallowed_types
+1777 spool undelivered checkpoint
+"""
+
+
+def missing() -> list[str]:
+    """Which of its programs are not on PATH."""
+    return [name for name in PROGRAMS if shutil.which(name) is None]
+
+
+@dataclass(frozen=True)
+class Torque:
+    """See above."""
+
+    layout: Layout
+
+    @property
+    def home(self) -> Path:
+        return self.layout.base / "torque"
+
+    @property
+    def host(self) -> str:
+        return socket.gethostname()
+
+    @property
+    def commands(self) -> Path:
+        return Path(shutil.which("qsub") or "").parent
+
+    @property
+    def targets(self) -> install_pbs.TorqueTargets:
+        return install_pbs.TorqueTargets(self.layout.prefix(NODE), self.home, self.commands)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PBS_DEFAULT": self.host, "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+
+    # -- up and down
+
+    def make_home(self) -> None:
+        for line in _DIRECTORIES.splitlines():
+            mode, *names = line.split()
+            for name in names:
+                (self.home / name).mkdir(parents=True, exist_ok=True)
+                (self.home / name).chmod(int(mode, 8))
+        for digit in range(10):
+            for name in ("jobs", "arrays"):
+                (self.home / "server_priv" / name / str(digit)).mkdir(mode=0o750, exist_ok=True)
+        (self.home / "pbs_environment").write_text("PATH=/bin:/usr/bin\nLANG=C.UTF-8\n")
+        (self.home / "server_name").write_text(f"{self.host}\n")
+        (self.home / "server_priv" / "nodes").write_text(f"{self.host} np=4\n")
+        starter = self.targets.libexec / "torque.starter"
+        (self.home / "mom_priv" / "config").write_text(
+            f"$pbsserver {self.host}\n$usecp *:/ /\n$job_starter {starter}\n$prologalarm 300\n"
+        )
+
+    def start(self) -> None:
+        self.make_home()
+        if self.ask("pbsnodes", "-l", check=False).returncode != 0:
+            self.ask("trqauthd", check=False)  # one is enough for the machine
+        server, mom = self.daemons()
+        if not (self.home / "server_priv" / "serverdb").exists():
+            self._create()
+        server.start()
+        wait_until("pbs_server answers", lambda: self.qmgr("list server").returncode == 0, timeout_s=30)
+        for line in (
+            f"set server managers += root@{self.host}",
+            f"set server submit_hosts = {self.host}",
+            "create queue batch queue_type=execution",
+            "set queue batch started=true",
+            "set queue batch enabled=true",
+            "set server default_queue=batch",
+            "set server keep_completed=600",
+        ):
+            self.qmgr(line)
+        mom.start()
+        self.in_service()
+
+    def _create(self) -> None:
+        """`pbs_server -t create` asks, and stays: it is ended by its pid."""
+        self.ask("pbs_server", "-d", str(self.home), "-t", "create", stdin=b"y\n", check=False)
+        server, _ = self.daemons()
+        wait_until("pbs_server created", lambda: server.pid is not None, timeout_s=20)
+        server.stop()
+
+    def stop(self) -> list[str]:
+        """Delete what runs, stop what `start` started; return what is left."""
+        for name in self.jobs():
+            self.ask("qdel", name, check=False)
+        for daemon in reversed(self.daemons()):
+            daemon.stop()
+        return []
+
+    def daemons(self) -> tuple[Daemon, Daemon]:
+        env = ("/usr/bin/env", f"PBS_DEFAULT={self.host}")
+        server, mom = (shutil.which(name) or name for name in ("pbs_server", "pbs_mom"))
+        return (
+            Daemon(
+                "pbs_server",
+                (*env, server, "-d", str(self.home)),
+                self.home / "server_priv/server.lock",
+                str(self.home),
+            ),
+            Daemon("pbs_mom", (*env, mom, "-d", str(self.home)), self.home / "mom_priv/mom.lock", str(self.home)),
+        )
+
+    def install(self, guest: Path) -> None:
+        """Our hooks, by the product's own `install`."""
+        layout = self.layout
+        verb = (layout.command, "--config", layout.config(NODE), "install", "--lrms=torque", "--guest", guest)
+        run(
+            [*verb, "--prefix", layout.prefix(NODE), "--pbs-home", self.home, "--pbs-bin", self.commands], timeout_s=120
+        )
+
+    # -- its own commands
+
+    def ask(
+        self, program: str, *words: str, stdin: bytes = b"", check: bool = True
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [program, *words], input=stdin, capture_output=True, timeout=30, env=self.environment, cwd="/"
+        )
+        if check and done.returncode != 0:
+            raise DemoError(f"{program} {' '.join(words)}: {done.stderr.decode(errors='replace')}")
+        return done
+
+    def qmgr(self, line: str) -> subprocess.CompletedProcess[bytes]:
+        return self.ask("qmgr", "-c", line, self.host, check=False)
+
+    def node(self) -> str:
+        """What pbsnodes says of the node: its state and its note."""
+        lines = self.ask("pbsnodes", self.host).stdout.decode().splitlines()
+        return "\n".join(line.strip() for line in lines if line.strip().startswith(("state =", "note =")))
+
+    def in_service(self) -> None:
+        """Take the node into service. A new one comes up "offline" and once more "MOM-list-not-sent"."""
+
+        def free() -> bool:
+            self.ask("pbsnodes", "-c", "-N", "", self.host, check=False)
+            return "state = free" in self.node()
+
+        wait_until("the node is free", free, timeout_s=120, pause_s=2)
+
+    def jobs(self) -> dict[str, dict[str, str]]:
+        done = self.ask("qstat", "-f", "-1", "-t", check=False)
+        found = pbs_text.parse_qstat(done.stdout.decode(errors="replace"))
+        return {name: fields for name, fields in found.items() if fields.get("job_state") != "C"}
+
+    def job(self, name: str) -> dict[str, str]:
+        return pbs_text.parse_qstat(self.ask("qstat", "-f", "-1", name).stdout.decode(errors="replace"))[name]
+
+    # -- jobs
+
+    def qsub(
+        self,
+        *words: str,
+        script: str,
+        cwd: Path,
+        user: str = USER,
+        env: Mapping[str, str] | None = None,
+        start: bool = True,
+    ) -> str:
+        """Submit and start; return the job's id."""
+        argv = [shutil.which("qsub") or "qsub", "-S", "/bin/sh", *words]
+        done = Client(self.layout, user).call(
+            argv, cwd=cwd, stdin=script.encode(), env={**self.environment, **(env or {})}
+        )
+        if done.returncode != 0:
+            raise DemoError(f"qsub: {done.stderr.decode(errors='replace')}")
+        name = done.stdout.decode().strip()
+        if start:
+            self.run(name)
+        return name
+
+    def run(self, name: str) -> None:
+        self.ask("qrun", name)
+
+    def wait(self, name: str, *states: str, timeout_s: float) -> dict[str, str]:
+        """Until it is in one of these states; what qstat says of it then."""
+        deadline = time.monotonic() + timeout_s
+        while (fields := self.job(name))["job_state"] not in states:
+            if time.monotonic() > deadline:
+                raise DemoError(f"job {name}: still {fields['job_state']} after {timeout_s:.0f} s")
+            time.sleep(0.3)
+        return fields
