@@ -11,12 +11,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from demo.jobs import Client
 from demo.layout import USER, Layout
-from demo.programs import Daemon, DemoError, run, wait_until
+from demo.programs import DemoError, run, wait_until
 from lrms_vm import install_pbs
 from lrms_vm.lrms import pbs_text
 
@@ -42,6 +42,7 @@ class Torque:
     """See above."""
 
     layout: Layout
+    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -76,7 +77,6 @@ class Torque:
                 (self.home / "server_priv" / name / str(digit)).mkdir(mode=0o750, exist_ok=True)
         (self.home / "pbs_environment").write_text("PATH=/bin:/usr/bin\nLANG=C.UTF-8\n")
         (self.home / "server_name").write_text(f"{self.host}\n")
-        (self.home / "server_priv" / "nodes").write_text(f"{self.host} np=4\n")
         starter = self.targets.libexec / "torque.starter"
         (self.home / "mom_priv" / "config").write_text(
             f"$pbsserver {self.host}\n$usecp *:/ /\n$job_starter {starter}\n$prologalarm 300\n"
@@ -86,10 +86,8 @@ class Torque:
         self.make_home()
         if self.ask("pbsnodes", "-l", check=False).returncode != 0:
             self.ask("trqauthd", check=False)  # one is enough for the machine
-        server, mom = self.daemons()
-        if not (self.home / "server_priv" / "serverdb").exists():
-            self._create()
-        server.start()
+        created = (self.home / "server_priv" / "serverdb").exists()
+        self._daemon("pbs_server", *([] if created else ["-t", "create"]))
         wait_until("pbs_server answers", lambda: self.qmgr("list server").returncode == 0, timeout_s=30)
         for line in (
             f"set server managers += root@{self.host}",
@@ -99,38 +97,45 @@ class Torque:
             "set queue batch enabled=true",
             "set server default_queue=batch",
             "set server keep_completed=600",
+            f"create node {self.host} np=4",
         ):
             self.qmgr(line)
-        mom.start()
+        self._daemon("pbs_mom")
         self.in_service()
 
-    def _create(self) -> None:
-        """`pbs_server -t create` asks, and stays: it is ended by its pid."""
-        self.ask("pbs_server", "-d", str(self.home), "-t", "create", stdin=b"y\n", check=False)
-        server, _ = self.daemons()
-        wait_until("pbs_server created", lambda: server.pid is not None, timeout_s=20)
-        server.stop()
+    def _daemon(self, name: str, *words: str) -> None:
+        """In the foreground (-D): its pid file may be in the home it was built for, whatever -d says."""
+        argv = [shutil.which(name) or name, "-d", str(self.home), "-D", *words]
+        with open(self.home / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        process.stdin.write(b"y\n")  # -t create asks
+        process.stdin.close()
+        self.daemons.append(process)
 
     def stop(self) -> list[str]:
         """Delete what runs, stop what `start` started; return what is left."""
-        for name in self.jobs():
-            self.ask("qdel", name, check=False)
-        for daemon in reversed(self.daemons()):
-            daemon.stop()
+        if self.daemons:
+            for name in self.jobs():
+                self.ask("qdel", name, check=False)
+            wait_until("all jobs ended", lambda: not self.jobs(), timeout_s=60, pause_s=0.5)
+        for process in reversed(self.daemons):
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+        self.daemons.clear()
         return []
-
-    def daemons(self) -> tuple[Daemon, Daemon]:
-        env = ("/usr/bin/env", f"PBS_DEFAULT={self.host}")
-        server, mom = (shutil.which(name) or name for name in ("pbs_server", "pbs_mom"))
-        return (
-            Daemon(
-                "pbs_server",
-                (*env, server, "-d", str(self.home)),
-                self.home / "server_priv/server.lock",
-                str(self.home),
-            ),
-            Daemon("pbs_mom", (*env, mom, "-d", str(self.home)), self.home / "mom_priv/mom.lock", str(self.home)),
-        )
 
     def install(self, guest: Path) -> None:
         """Our hooks, by the product's own `install`."""
