@@ -88,7 +88,8 @@ class TorqueNode:
         settings = ""
         with contextlib.suppress(OSError):
             settings = (_mom_directory(call) / "config").read_text(errors="replace")
-        return torque.prologue_limit_s(settings) - TELL_S
+        limit_s = torque.prologue_limit_s(settings)
+        return max(limit_s - TELL_S, limit_s / 2)
 
     def parse_options(self, call: Call) -> tuple[dict[str, str], str]:
         return torque.parse_options(call)

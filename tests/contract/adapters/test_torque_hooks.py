@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lrms_vm.errors import UsageError
+from lrms_vm import torque_node
+from lrms_vm.config import Config
+from lrms_vm.errors import NodeError, SiteError, UsageError
 from lrms_vm.lrms import torque
-from lrms_vm.lrms.base import Call
+from lrms_vm.lrms.base import Action, Call
 
 CHECKOUT = Path(__file__).parents[3]
 SOURCES = {
@@ -363,3 +366,87 @@ def test_a_task_does_not_wait_for_a_prologue_that_ended_without_a_verdict(node: 
     node.program(node.root / "python", "exit 1")
     assert node.prologue("nodes=2,other=vm:a", hook="prologue.parallel") == 0
     assert node.call("starter", "/bin/hostname").returncode == 78
+
+
+@pytest.mark.parametrize(("config", "limit_s"), [("", 275), ("$prologalarm 15\n", 2.5), ("$prologalarm 60\n", 35)])
+def test_a_prologue_keeps_time_to_tell_the_server(node: Node, config: str, limit_s: float) -> None:
+    (node.mom_priv / "config").write_text(config)
+    assert torque_node.MOTHER.prologue_limit_s(Call(node.words("nodes=1"))) == limit_s
+
+
+@pytest.mark.parametrize(
+    ("config", "starter", "reason"),
+    [
+        ("", "exec lrms-vm-exec", "$job_starter is ''"),
+        ("$job_starter {root}/starter\n", "exec something", "$job_starter is"),
+        ("$job_starter {root}/gone\n", "exec lrms-vm-exec", "cannot read"),
+        ("$job_starter {root}/starter\n$job_starter_run_privileged true\n", "exec lrms-vm-exec", "run as root"),
+        ("$job_starter {root}/starter\n", "exec lrms-vm-exec", ""),
+    ],
+)
+def test_no_guest_is_made_where_the_job_would_run_on_the_host(
+    node: Node, config: str, starter: str, reason: str
+) -> None:
+    node.program(node.root / "starter", starter)
+    (node.mom_priv / "config").write_text(config.format(root=node.root))
+    call = Call(node.words("nodes=1"))
+    if not reason:
+        torque_node.MOTHER.require_way_in(call, Config())
+        return
+    with pytest.raises(NodeError) as caught:
+        torque_node.MOTHER.require_way_in(call, Config())
+    assert reason in caught.value.message
+
+
+def test_what_the_server_and_pbs_mom_say_is_in_the_call(node: Node) -> None:
+    node.qstat("VM_IMAGE=a")
+    call = torque_node.MOTHER.call([f"{node.root}/bin", *node.words("nodes=1")])
+    assert torque.parse_options(call) == ({"vm-image": "a"}, "VM_IMAGE")
+    node.qstat(None)
+    text = (CHECKOUT / "tests/data/torque/job.JB.xml").read_text().replace("5.tqa</jobid>", "42.tqa</jobid>")
+    (node.mom_priv / "jobs" / "42.tqa.JB").write_text(text.replace("PBS_O_QUEUE=batch", "VM_IMAGE=b"))
+    (node.mom_priv / "jobs" / "42.tqa.JB").chmod(0o600)
+    call = torque_node.MOTHER.call([f"{node.root}/bin", *node.words("nodes=1")])
+    assert torque.parse_options(call) == ({"vm-image": "b"}, "VM_IMAGE")
+
+
+def test_a_server_that_hangs_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torque_node, "ASK_TIMEOUT_S", 0.3)
+    node.program(node.root / "bin" / "qstat", "sleep 20")
+    begin = time.monotonic()
+    call = torque_node.MOTHER.call([f"{node.root}/bin", *node.words("other=vm:a")])
+    assert time.monotonic() - begin < 5
+    assert torque.parse_options(call)[0] == {"vm-image": "a"}
+
+
+@pytest.mark.parametrize(
+    ("action", "told"), [(Action.HOLD, "qhold"), (Action.EXPLAIN, "qalter"), (Action.TAKE_OUT, "pbsnodes")]
+)
+def test_what_is_told_goes_to_the_server(node: Node, action: Action, told: str) -> None:
+    call = torque_node.MOTHER.call([f"{node.root}/bin", *node.words("other=vm:a")])
+    job = torque.identify(call, uid=1, gid=1)
+    node.program(node.root / "bin" / told, f'echo "{told} $*" >>{node.root}/log')
+    torque_node.MOTHER.act(action, "code: why, indeed", job, call, Config())
+    assert node.log()[-1].startswith(f"{told} ")
+    (node.root / "bin" / told).unlink()
+    if action is Action.EXPLAIN:
+        torque_node.MOTHER.act(action, "why", job, call, Config())  # worth no more than a line in the log
+        return
+    with pytest.raises(SiteError):
+        torque_node.MOTHER.act(action, "why", job, call, Config())
+
+
+def test_the_batch_line_on_stdin_is_read_and_a_tasks_stdin_is_not(node: Node) -> None:
+    code = (
+        "import os, sys; from lrms_vm import starter; "
+        "print(starter.command_of('torque', sys.argv[1:], os.environ, script=False).words, os.read(0, 9))"
+    )
+
+    def said(*words: str, **stdin) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=CHECKOUT, capture_output=True, text=True, **stdin
+        ).stdout
+
+    assert said("/bin/sh", input="/p/1.SC 'a b'\n") == "('/bin/sh', '-c', '\"$0\" \\'a b\\'', '/p/1.SC') b''\n"
+    assert said("/bin/cat", "-", input="mine\n") == "('/bin/cat', '-') b'mine\\n'\n"
+    assert said("/bin/sh", stdin=subprocess.DEVNULL) == "('/bin/sh',) b''\n"
