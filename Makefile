@@ -71,7 +71,7 @@ $(STAMPS)/apt: apt-packages.txt demo/prerequisites.sh
 $(STAMPS)/venv: setup.cfg pyproject.toml | $(STAMPS)/apt
 	@test -x $(PYTHON) || /usr/bin/python3 -m venv .venv
 	@echo "python: installing what setup.cfg asks for into .venv"
-	@.venv/bin/pip install -q --disable-pip-version-check -e '.[test,demo]'
+	@.venv/bin/pip install -q --disable-pip-version-check -e '.[test,demo,drmaa]'
 	@mkdir -p $(@D) && touch $@
 
 # the guest's half and the SPANK plugin: their own Makefiles know when nothing is to be done

@@ -95,7 +95,7 @@ def test_where_policy_takes_raw_only_a_qcow2_is_refused_and_nothing_is_kept(plac
 def test_unsigned_bytes_are_not_looked_into(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     offered = offer(QCOW2)
     offered.fetch.served[offered.url] = QCOW2[:-1] + b"x"
-    monkeypatch.setattr(cache, "as_raw", lambda *_, **__: pytest.fail("looked into"))
+    monkeypatch.setattr(convert, "as_raw", lambda *_, **__: pytest.fail("looked into"))
     assert code_of(places, offered, decide=FakeDecide(formats=BOTH)) == "bytes-differ"
 
 
