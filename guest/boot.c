@@ -281,6 +281,7 @@ static void make_fit(const char *seed) {
     add_user(&user);
     make_mount_points(seed, &user);
     write_ssh_files(seed, &user);
+    give_root(seed, user.gid);
     chmod("/dev/fuse", 0666); /* what udev would do; shares are mounted by the user */
 }
 

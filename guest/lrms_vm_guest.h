@@ -10,6 +10,7 @@
  *   guest share DIR64             user: sshfs on stdin and stdout, mounted on DIR
  *   guest mounted SECONDS DIR64.. user: wait until all are mounted
  *   srun ...                      user: asks the host to run the real one; see srun.c
+ *   lrms-vm-root COMMAND...       user: as root inside, where the site gives that; see root.c
  *
  * Everything that comes from the seed or over the channel is data: checked, never given to a shell.
  */
@@ -25,9 +26,12 @@
 #define PROGRAM RUN_DIR "/guest"
 #define HOME_FILE RUN_DIR "/home"
 #define EARLY_FILE RUN_DIR "/early"
+#define ROOT_FILE RUN_DIR "/root"
+#define ROOT_PROGRAM "/usr/local/bin/lrms-vm-root"
+#define FUSE_CONF "/etc/fuse.conf"
 #define PORT_NAME "org.lrms_vm.channel.0"
 
-enum { EXIT_USAGE = 64, EXIT_LOST = 70, EXIT_AMBIGUOUS = 255 };
+enum { EXIT_USAGE = 64, EXIT_LOST = 70, EXIT_REFUSED = 77, EXIT_AMBIGUOUS = 255 };
 
 /* main.c: the few things every part needs */
 __attribute__((noreturn, format(printf, 2, 3))) void die(int code, const char *format, ...);
@@ -50,5 +54,7 @@ int status_of_task(const char *id);
 int mount_share(const char *dir64);
 int wait_mounted(int argc, char **argv);
 int srun(int argc, char **argv);
+void give_root(const char *seed, gid_t gid);
+int become_root(int argc, char **argv);
 
 #endif

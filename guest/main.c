@@ -172,6 +172,8 @@ int main(int argc, char **argv) {
     name = name != NULL ? name + 1 : argc > 0 ? argv[0] : "";
     if (strcmp(name, "srun") == 0)
         return srun(argc, argv);
+    if (strcmp(name, "lrms-vm-root") == 0)
+        return become_root(argc, argv);
     if (argc < 2)
         return usage();
     const char *verb = argv[1];

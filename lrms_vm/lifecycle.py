@@ -96,7 +96,8 @@ def prologue(
     with record.phase("seed"):
         record.note("seed", path=str(job.seed))
         pair = keys.make_pair()
-        seed.make(described, account, pair, shares, config=config, timeout_s=remaining_s(deadline))
+        timeout_s = remaining_s(deadline)
+        seed.make(described, account, pair, shares, config=config, timeout_s=timeout_s, root=claim.root)
     with record.phase("render"):
         xml = domain.render(described, template_text(config, described.hypervisor))
         domain.compare(described, xml)

@@ -61,15 +61,22 @@ def guest_program(config: Site) -> Path:
 
 
 def make(
-    domain: Domain, account: Person, pair: KeyPair, shares: Sequence[str], *, config: Site, timeout_s: float
+    domain: Domain,
+    account: Person,
+    pair: KeyPair,
+    shares: Sequence[str],
+    *,
+    config: Site,
+    timeout_s: float,
+    root: bool = False,
 ) -> None:
     """Make `domain.seed_path`, 0600 and the hypervisor's. Its directory is there and only root can write it.
 
-    It holds a private key: no file of it is ever readable by anybody but root and the hypervisor's user.
+    `root`: whether the user may become root inside. It holds a private key: no file of it is ever readable by anybody but root and the hypervisor's user.
     Raises `NodeError`, `ConfigError`.
     """
     uid, gid = hypervisor_ids(domain.run_as)
-    files = seed_files(domain.name, account, pair, shares, program=_read_program(guest_program(config)))
+    files = seed_files(domain.name, account, pair, shares, program=_read_program(guest_program(config)), root=root)
     target = Path(domain.seed_path)
     stage = target.with_name("seed.d")
     try:
@@ -90,7 +97,9 @@ def make(
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def seed_files(name: str, account: Person, pair: KeyPair, shares: Sequence[str], *, program: bytes) -> dict[str, bytes]:
+def seed_files(
+    name: str, account: Person, pair: KeyPair, shares: Sequence[str], *, program: bytes, root: bool = False
+) -> dict[str, bytes]:
     """Pure: every file of the seed by its path. Raises `ConfigError` for an account no guest could have."""
     hostname = _hostname(name)
     user = _field("user name", account.name)
@@ -107,6 +116,7 @@ def seed_files(name: str, account: Person, pair: KeyPair, shares: Sequence[str],
         "lrms_vm/shares": _lines([_line("shared directory", share) for share in shares]),
         "lrms_vm/ssh_host_ed25519_key": pair.host_private,
         "lrms_vm/version": _lines([VERSION]),
+        **({"lrms_vm/root": b"1\n"} if root else {}),
     }
 
 

@@ -132,14 +132,9 @@ def _tier(table: Table, name: str, where: str) -> Tier:
         network=None if network == "any" else network,
         max_memory_mib=table.memory_mib("max_mem"),
         shares=table.word("shares", "work_dir", ("none", "work_dir", "all")),
-        root=_root(table),
+        root=table.flag("root"),
         where=where,
     )
-
-
-def _root(table: Table) -> bool:
-    table.never("root")
-    return False
 
 
 def _builder(table: Table, where: str) -> Builder:

@@ -103,6 +103,49 @@ def test_a_seed_that_makes_no_sense_starts_nothing(seed: Path, name: str, text: 
     assert "== /etc/passwd" not in done.stdout
 
 
+AS_ROOT = """\
+set -e
+mount -t tmpfs none /mnt; cp -r /etc/passwd /etc/group /etc/shadow /mnt; mkdir -p /mnt/etc; mount --bind /mnt/etc /etc
+echo '# mount_max = 1000' > /etc/fuse.conf
+mount -t tmpfs none /run; mount -t tmpfs none /home; mount -t tmpfs none /usr/local; mkdir /usr/local/bin
+mkdir -p "$3"; mount -t tmpfs none "$3"
+cp "$1" /usr/local/bin/lrms-vm-root  # as a saved image may have it
+timeout 0.5 "$1" boot "$2" - < /dev/null || test $? = 124
+cat /etc/fuse.conf
+as() { setpriv --reuid "$1" --regid "$2" --clear-groups sh -c 'lrms-vm-root id -u; echo "$(id -u) $?"'; }
+set +e
+PATH=/usr/local/bin:$PATH
+as 4711 4712; as 4713 4713
+"""
+
+
+def root_inside(seed: Path, **more: str) -> list[str]:
+    for name, text in (GOOD | more).items():
+        (seed / name).write_text(text.replace("/data", str(seed / "data")))
+    done = subprocess.run(
+        ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+        + ["sh", "-c", AS_ROOT, "sh", str(PROGRAM), str(seed), str(seed / "data")],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")
+
+
+def test_the_user_is_root_inside_where_the_seed_says_so_and_nobody_else_is(seed: Path) -> None:
+    assert root_inside(seed, root="1\n") == [
+        *("# mount_max = 1000", "", "user_allow_other"),
+        *("0", "4711 0"),
+        *("4713 127", ""),  # not for others: dash calls it not found
+    ]
+
+
+def test_without_that_there_is_no_way_to_root_whatever_the_image_had(seed: Path) -> None:
+    assert root_inside(seed) == ["# mount_max = 1000", "4711 127", "4713 127", ""]
+
+
 EARLY = """\
 set -e
 mount -t tmpfs none /mnt; cp -r /etc/passwd /etc/group /etc/shadow /mnt; mkdir -p /mnt/etc; mount --bind /mnt/etc /etc

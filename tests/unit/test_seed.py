@@ -29,6 +29,12 @@ def test_seed_holds_what_the_guest_needs() -> None:
     assert made["lrms_vm/ssh_host_ed25519_key"].startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----\n")
     assert made["lrms_vm/authorized_keys"].startswith(b"ssh-ed25519 AAAA")
     assert PAIR.user_private not in made.values()  # the user's half stays outside
+    assert "lrms_vm/root" not in made
+
+
+def test_the_seed_gives_root_inside_only_where_it_is_told_to() -> None:
+    made = seed.seed_files("lrms_vm-slurm-12.n1", ALICE, PAIR, (), program=b"\x7fELF", root=True)
+    assert made["lrms_vm/root"] == b"1\n"
 
 
 def test_user_data_is_a_cloud_config_without_any_value_of_the_job() -> None:

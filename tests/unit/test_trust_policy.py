@@ -68,7 +68,7 @@ contact = "grid@example.org"
 network = "any"
 max_mem = "1.5GiB"
 shares = "all"
-root = false
+root = true
 [[builder]]
 name = "atlas-endorser"
 issuer = "CN=TestGrid CA,DC=TestGrid,DC=org"
@@ -125,11 +125,11 @@ below_version = 42
     assert found.voms_mapfile == "/etc/grid-security/groupmapfile"
     assert found.tiers == (
         Tier("sealed", "none", None, "work_dir", False, "trust.toml:21"),
-        Tier("open", None, 1536, "all", False, "trust.toml:22"),
+        Tier("open", None, 1536, "all", True, "trust.toml:22"),
     )
     assert [(one.tier, one.network, one.max_memory_mib, one.shares, one.root) for one in found.runners] == [
         (None, "nat", 16384, "all", False),
-        ("open", None, 1536, "all", False),
+        ("open", None, 1536, "all", True),
         ("sealed", "none", None, "work_dir", False),
     ]
     assert (builder.where, runner.where) == ("trust.toml:27", "trust.toml:38")
@@ -151,7 +151,6 @@ below_version = 42
         ("[tiers.open]\nnetwork = 'all'", "line 2, tiers.open network: expected none, nat, any or bridge:NAME"),
         ("[tiers.open]\nshares = 'home'", "none or work_dir or all"),
         ("[tiers.open]\nroot = 'yes'", "true or false"),
-        ("[tiers.open]\nroot = true", "not supported"),
         ("[tiers.open]\nmax_mem = '0'", "no memory"),
         ("[tiers.open]\nmemory = '1G'", "unknown key"),
         ('[tiers."\\u202eopen"]\nshares = "all"', "plain name"),

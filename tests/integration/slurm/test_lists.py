@@ -20,6 +20,8 @@ from demo.programs import run, wait_until
 from tests.integration.slurm.conftest import Desk
 
 LIST = "atlas.image_list"
+TIER = 'tier = "own"\n\n[tiers.own]\nroot = true\n'  # of the last rule, which lets the demo's user run everything
+ROOT_INSIDE = "lrms-vm-root id -u; echo mine >by-user; lrms-vm-root cat by-user; lrms-vm-root touch by-root"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -58,7 +60,8 @@ def publisher(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
             file.write(f'\n[lists.atlas]\nurl = "{made.url}/{LIST}"\nrefresh_s = 1\n')
     policy = layout.etc / "trust.toml"
     text = policy.read_text().replace('"cms", "dgst"]', '"cms", "dgst", "list"]\nformats = ["raw", "qcow2"]')
-    policy.write_text(text.replace("[defaults]", '[defaults]\nformats = ["raw", "qcow2"]'))
+    text = text.replace("[defaults]", '[defaults]\nformats = ["raw", "qcow2"]')
+    policy.write_text(text + TIER)
     yield made
     server.shutdown()
     server.server_close()
@@ -69,8 +72,11 @@ def publisher(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_a_listed_qcow2_image_runs_until_it_is_withdrawn(desk: Desk, publisher: Publisher) -> None:
     sim = f"atlas/sim@1.0={publisher.directory}/sim.qcow2"
     publisher.publish(sim)
-    first = desk.end(desk.sbatch("--mem=700", "--vm-image=atlas/sim@1.0", script="cat /proc/1/comm; hostname\n"))
-    assert (first.state, first.output().split()[0]) == ("COMPLETED", "systemd"), first.output()
+    first = desk.end(desk.sbatch("--mem=700", "--vm-image=atlas/sim@1.0", script=f"cat /proc/1/comm; {ROOT_INSIDE}\n"))
+    assert (first.state, first.output().split()) == ("COMPLETED", ["systemd", "0", "mine"]), first.output()
+    assert (
+        desk.directory / "by-root"
+    ).stat().st_uid == desk.directory.stat().st_uid  # root inside is the job's user outside
     wait_until("its provenance is on the job", lambda: "AdminComment=job=" in shown(desk, first.job_id), timeout_s=20)
     said = next(line for line in shown(desk, first.job_id).splitlines() if "AdminComment=" in line)
     assert "image=atlas/sim@1.0" in said and "verdict=accepted" in said and BUILDER_DN in said, said
