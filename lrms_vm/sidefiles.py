@@ -106,21 +106,36 @@ def fetch_files(entry: ImageEntry, *, fetch: Fetcher, deadline: float) -> Signat
     """Get the signature files: IMAGE.p7s, else IMAGE.sha256 (.sha384, .sha512, .sha1) with IMAGE.crt.
 
     A bare signature and its certificate may also have the image's name without .img or .raw (vm_image.sha256 beside
-    vm_image.img, as in the talk of 2007). Raises `RequestError` "not-signed" when there are none, `SiteError` when the
-    server does not answer.
+    vm_image.img, as in the talk of 2007). A mirror is asked where the places before it do not answer or have none, each
+    in its part of the time. Raises `RequestError` "not-signed" when there are none, `SiteError` when a server does not
+    answer and no other has them.
     """
     if entry.signature_url is not None:
         kind = _kind_of(entry.signature_url)
         found = _small(entry.signature_url, fetch, deadline)
         if found is not None:
-            return _files(kind, found, entry, fetch, deadline)
+            return _files(kind, found, entry.url, entry, fetch, deadline)
         raise _unsigned(entry, entry.signature_url)
-    for stem in _stems(entry.url):
-        for suffix in ("p7s", *DGST_SUFFIXES) if stem == entry.url else DGST_SUFFIXES:
+    silent: SiteError | None = None
+    for left, url in zip(range(len(entry.urls), 0, -1), entry.urls, strict=True):
+        now = time.monotonic()
+        try:
+            files = _beside(url, entry, fetch, now + (deadline - now) / left)
+        except SiteError as error:
+            silent = silent or error
+            continue
+        if files is not None:
+            return files
+    raise silent or _unsigned(entry, f"{entry.url}.p7s or .sha256")
+
+
+def _beside(url: str, entry: ImageEntry, fetch: Fetcher, deadline: float) -> SignatureFiles | None:
+    for stem in _stems(url):
+        for suffix in ("p7s", *DGST_SUFFIXES) if stem == url else DGST_SUFFIXES:
             found = _small(f"{stem}.{suffix}", fetch, deadline)
             if found is not None:
-                return _files(suffix, found, entry, fetch, deadline)
-    raise _unsigned(entry, f"{entry.url}.p7s or .sha256")
+                return _files(suffix, found, url, entry, fetch, deadline)
+    return None
 
 
 def copy_of(places: Places, entry: ImageEntry) -> tuple[SignatureFiles, float] | None:
@@ -214,12 +229,14 @@ def _copy_path(places: Places, entry: ImageEntry) -> Path:
     return places.signatures / (hashlib.sha256(text.encode()).hexdigest() + ".json")
 
 
-def _files(suffix: str, signature: bytes, entry: ImageEntry, fetch: Fetcher, deadline: float) -> SignatureFiles:
+def _files(
+    suffix: str, signature: bytes, url: str, entry: ImageEntry, fetch: Fetcher, deadline: float
+) -> SignatureFiles:
     from lrms_vm.trust.verify import SignatureFiles
 
     if suffix == "p7s":
         return SignatureFiles(kind="cms", signature=signature, digest_algorithm=None, certificate=None)
-    places = [entry.certificate_url] if entry.certificate_url else [f"{stem}.crt" for stem in _stems(entry.url)]
+    places = [entry.certificate_url] if entry.certificate_url else [f"{stem}.crt" for stem in _stems(url)]
     found = (_small(place, fetch, deadline) for place in places)
     certificate = next((one for one in found if one is not None), None)
     return SignatureFiles(kind="dgst", signature=signature, digest_algorithm=suffix, certificate=certificate)
