@@ -119,6 +119,8 @@ def make_directories(wanted: Iterable[tuple[Path, int]]) -> None:
                     path.mkdir(mode=mode, parents=parents)
                 status = os.lstat(path)
             parents = False
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and mode & ~status.st_mode:
+                path.chmod(mode)  # pbs_mom's umask is 077, and many a root's: libvirt-qemu must get to an image
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise NodeError(
                     f"{path}: owner {status.st_uid}, mode {stat.filemode(status.st_mode)}; expected a real directory, "
@@ -303,6 +305,7 @@ def publish(places: Places, part: Path, sha256: str) -> None:
     """Give a finished part its name, durably. Caller holds `changing`; nothing has that name. Raises `OSError`."""
     target = entry_dir(places, sha256)
     target.parent.mkdir(mode=0o755, exist_ok=True)
+    target.parent.chmod(0o755)  # whatever the umask
     part.chmod(0o755)
     part.rename(target)
     sync_directory(target.parent)

@@ -47,6 +47,21 @@ def test_a_cold_image_is_fetched_once_and_is_what_was_served(places: Places) -> 
     assert leftovers(places) == []
 
 
+def test_the_hypervisors_user_gets_to_an_image_whatever_the_umask(places: Places) -> None:
+    """pbs_mom's prologue has umask 077; what an earlier one made too narrow is widened."""
+    before = os.umask(0o077)
+    try:
+        path = Path(acquire(places, served()).path)
+        assert os.stat(path).st_mode & 0o444 == 0o444
+        for above in (path.parent, path.parent.parent, places.store / "sha256", places.store, places.state_dir):
+            assert os.stat(above).st_mode & 0o777 == 0o755, above
+        places.store.chmod(0o700)
+        acquire(places, served())
+        assert os.stat(places.store).st_mode & 0o777 == 0o755
+    finally:
+        os.umask(before)
+
+
 def test_the_claim_is_decided_before_any_byte_of_the_image(places: Places) -> None:
     fetch = served()
     assert code_of(places, fetch, decide=FakeDecide(refuse=RequestError("no", code="not-a-builder"))) == "not-a-builder"

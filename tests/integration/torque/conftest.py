@@ -24,7 +24,7 @@ collect_ignore_glob = [] if os.environ.get("LRMS_VM_TEST_TORQUE") else ["test_*.
 @pytest.fixture(scope="package")
 def torque() -> Iterator[Torque]:
     if os.geteuid() != 0 or missing():
-        pytest.skip(f"needs root, and on PATH: {', '.join(missing())}")
+        pytest.skip(f"needs root, and {', '.join(missing())}")
     cluster = Cluster(default_base())
     cluster.prepare()  # waits for whoever else uses libvirt here
     torque = Torque(cluster.layout)
@@ -35,13 +35,15 @@ def torque() -> Iterator[Torque]:
     link = torque.layout.libvirt_socket(NODE)
     if not link.is_symlink():
         link.symlink_to(hypervisor.SOCKET)
-    torque.make_home()
-    torque.install(GUEST)
-    torque.start()
-    yield torque
-    left = torque.stop()
+    try:
+        torque.make_home()
+        torque.install(GUEST)
+        torque.start()
+        yield torque
+    finally:
+        torque.stop()
+        left = hypervisor.stop(torque.layout)
     assert left == []
-    assert hypervisor.stop(torque.layout) == []
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from demo.programs import DemoError, run, wait_until
 from lrms_vm import install_pbs
 from lrms_vm.lrms import pbs_text
 
-PROGRAMS = ("pbs_server", "pbs_mom", "trqauthd", "qsub", "qmgr")
+PROGRAMS = ("pbs_server", "pbs_mom", "trqauthd", "pbsnodes")
+TRQAUTHD_SOCKET = "/tmp/trqauthd-unix"
 NODE = "torque"  # names this node's directories beside those of n1 and n2
 _DIRECTORIES = """\
 0755 mom_logs server_logs client_logs job_logs aux server_priv/accounting
@@ -33,8 +34,20 @@ _DIRECTORIES = """\
 
 
 def missing() -> list[str]:
-    """Which of its programs are not on PATH."""
-    return [name for name in PROGRAMS if shutil.which(name) is None]
+    """What keeps this Torque from being tested here: programs that are not on PATH, or a home of another host."""
+    if absent := [f"{name} on PATH" for name in PROGRAMS if shutil.which(name) is None]:
+        return absent
+    about = subprocess.run(["pbs_server", "--about"], capture_output=True, text=True, timeout=30).stdout
+    home = next((line.split()[-1] for line in about.splitlines() if line.startswith("Serverhome:")), "")
+    name_file = Path(home) / "server_name"  # trqauthd, and what our hooks call, read this one whatever -d says
+    if not name_file.is_file() or name_file.read_text().strip() != socket.gethostname():
+        return [f"{socket.gethostname()!r} in {name_file}"]
+    return []
+
+
+def _is_listening(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,8 @@ class Torque:
 
     @property
     def commands(self) -> Path:
-        return Path(shutil.which("qsub") or "").parent
+        """Where its qsub is: Grid Engine has one too, but no pbsnodes."""
+        return Path(shutil.which("pbsnodes") or "").parent
 
     @property
     def targets(self) -> install_pbs.TorqueTargets:
@@ -62,7 +76,7 @@ class Torque:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PBS_DEFAULT": self.host, "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        return {"PBS_DEFAULT": self.host, "PATH": f"{self.commands}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
 
     # -- up and down
 
@@ -84,10 +98,12 @@ class Torque:
 
     def start(self) -> None:
         self.make_home()
-        if self.ask("pbsnodes", "-l", check=False).returncode != 0:
-            self.ask("trqauthd", check=False)  # one is enough for the machine
+        if not _is_listening(TRQAUTHD_SOCKET):  # one is enough for the machine
+            self._daemon("trqauthd", "-F")
+            wait_until("trqauthd listens", lambda: _is_listening(TRQAUTHD_SOCKET), timeout_s=10)
         created = (self.home / "server_priv" / "serverdb").exists()
-        self._daemon("pbs_server", *([] if created else ["-t", "create"]))
+        here = ("-d", str(self.home), "-D")
+        self._daemon("pbs_server", *here, *([] if created else ["-t", "create"]))
         wait_until("pbs_server answers", lambda: self.qmgr("list server").returncode == 0, timeout_s=30)
         for line in (
             f"set server managers += root@{self.host}",
@@ -100,12 +116,12 @@ class Torque:
             f"create node {self.host} np=4",
         ):
             self.qmgr(line)
-        self._daemon("pbs_mom")
+        self._daemon("pbs_mom", *here)
         self.in_service()
 
     def _daemon(self, name: str, *words: str) -> None:
-        """In the foreground (-D): its pid file may be in the home it was built for, whatever -d says."""
-        argv = [shutil.which(name) or name, "-d", str(self.home), "-D", *words]
+        """In the foreground: its pid file may be in the home it was built for, whatever -d says."""
+        argv = [shutil.which(name) or name, *words]
         with open(self.home / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 argv,
@@ -194,7 +210,7 @@ class Torque:
         start: bool = True,
     ) -> str:
         """Submit and start; return the job's id."""
-        argv = [shutil.which("qsub") or "qsub", "-S", "/bin/sh", *words]
+        argv = [self.commands / "qsub", "-S", "/bin/sh", *words]
         done = Client(self.layout, user).call(
             argv, cwd=cwd, stdin=script.encode(), env={**self.environment, **(env or {})}
         )
