@@ -47,7 +47,8 @@ class Cluster:
         """Directories and users: what installing and building need. Waits while another program uses this cluster."""
         _claim(self.base)
         _forget_before_boot(self.layout)
-        _make_directories(self.layout)
+        make_directories(self.layout)
+        _make_places(self.layout)
         users.make(self.layout)
 
     def start(self) -> None:
@@ -194,10 +195,14 @@ def remove(base: Path) -> None:
     shutil.rmtree(base)
 
 
-def _make_directories(layout: Layout) -> None:
+def make_directories(layout: Layout) -> None:
+    """The tree that everybody may enter and read."""
     for path in (layout.base, *layout.directories):
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
         path.chmod(0o755)
+
+
+def _make_places(layout: Layout) -> None:
     for node in NODES:
         (layout.etc / node).mkdir(mode=0o755, exist_ok=True)
     for path in (layout.state / "slurmctld", *(layout.state / f"slurmd.{node}" for node in NODES)):

@@ -68,15 +68,21 @@ def _package(layout: Layout) -> bool:
         return False
     with tempfile.TemporaryDirectory() as name:  # a build in the checkout would leave its own files there
         source = Path(name)
-        for part in _PARTS:
-            if (CHECKOUT / part).is_dir():
-                shutil.copytree(CHECKOUT / part, source / part, symlinks=True, ignore=shutil.ignore_patterns(*_MADE))
-            elif (CHECKOUT / part).exists():
-                shutil.copy2(CHECKOUT / part, source / part)
+        copy_sources(source)
         options = ["--no-deps", "--no-build-isolation", "--force-reinstall", "--no-cache-dir"]
         run([layout.python, "-m", "pip", "install", "-q", *options, source], timeout_s=300, pip=True)
     stamp.write_text(now)
     return True
+
+
+def copy_sources(target: Path) -> None:
+    """What an installation is made from, without what was built from it."""
+    target.mkdir(parents=True, exist_ok=True)
+    for part in _PARTS:
+        if (CHECKOUT / part).is_dir():
+            shutil.copytree(CHECKOUT / part, target / part, symlinks=True, ignore=shutil.ignore_patterns(*_MADE))
+        elif (CHECKOUT / part).exists():
+            shutil.copy2(CHECKOUT / part, target / part)
 
 
 def _says(stamp: Path, text: str) -> bool:

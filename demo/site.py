@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -37,14 +38,24 @@ def make(cluster: Cluster, names: Sequence[str]) -> None:
         cluster.prepare()
     with step("package installed for everybody"):
         package.install(layout)
-    for name in ["kernel", *names]:
-        with step(f"image {name} built"):
-            build(layout, name)
-    with step("certificate authority; images signed"):
-        make_demo_ca(layout.ca)
-        for name in names:
-            if not _signed(layout, image_path(layout, name)):
-                sign(layout, image_path(layout, name), who="builder")
+    make_images(layout, names)
+
+
+def make_images(layout: Layout, names: Sequence[str], *, command: Path | None = None) -> None:
+    """The kernel and these images, built and signed; one program at a time makes them. Raises `DemoError`.
+
+    `command`: the `lrms-vm` that does it where the demo's own is not installed.
+    """
+    with (layout.images / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in ["kernel", *names]:
+            with step(f"image {name} built"):
+                build(layout, name, command=command)
+        with step("certificate authority; images signed"):
+            make_demo_ca(layout.ca)
+            for name in names:
+                if not _signed(layout, image_path(layout, name)):
+                    sign(layout, image_path(layout, name), who="builder", command=command)
 
 
 def image_path(layout: Layout, name: str) -> Path:
@@ -55,21 +66,21 @@ def signature_path(image: Path) -> Path:
     return image.with_name(image.name + ".p7s")
 
 
-def build(layout: Layout, name: str) -> None:
+def build(layout: Layout, name: str, *, command: Path | None = None) -> None:
     """By the product's own builder, whose cache makes the second time short."""
     recipe = CHECKOUT / "images" / f"{name}.toml"
     run(
-        [layout.command, "image", "build", recipe, "--output", layout.images],
+        [command or layout.command, "image", "build", recipe, "--output", layout.images],
         timeout_s=BUILD_TIMEOUT_S,
         pip=True,
         show=True,
     )
 
 
-def sign(layout: Layout, image: Path, *, who: str) -> None:
+def sign(layout: Layout, image: Path, *, who: str, command: Path | None = None) -> None:
     """With the key of `who` of the demo's authority: "builder" or "stranger"."""
     cert, key = layout.ca / f"{who}.crt", layout.ca / f"{who}.key"
-    run([layout.command, "image", "sign", image, "--cert", cert, "--key", key], timeout_s=300)
+    run([command or layout.command, "image", "sign", image, "--cert", cert, "--key", key], timeout_s=300)
 
 
 def _signed(layout: Layout, image: Path) -> bool:

@@ -11,6 +11,33 @@ NODE_MEMORY_MB = 4000
 # How long a job waits after its node failed it: Slurm requeues no earlier than the credential's life (default 120 s).
 CREDENTIAL_LIFE_S = 15
 KILL_WAIT_S = 10
+# What has nothing to do with where the daemons run.
+BEHAVIOUR = (
+    "SlurmctldDebug=verbose",
+    "SlurmdDebug=verbose",
+    "DebugFlags=NO_CONF_HASH",
+    "SlurmdParameters=config_overrides",
+    "ProctrackType=proctrack/linuxproc",
+    "TaskPlugin=task/none",
+    "JobAcctGatherType=jobacct_gather/none",
+    "AccountingStorageType=accounting_storage/none",
+    "MpiDefault=none",
+    "SelectType=select/cons_tres",
+    "SelectTypeParameters=CR_CPU_Memory",
+    "DefMemPerCPU=1024",
+    "SchedulerType=sched/backfill",
+    "SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,nohold_on_prolog_fail",
+    "PrologFlags=Alloc,DeferBatch",
+    "JobRequeue=1",
+    "ReturnToService=2",
+    "InactiveLimit=0",
+    f"KillWait={KILL_WAIT_S}",
+    "MinJobAge=3600",
+    "SlurmctldTimeout=30",
+    "SlurmdTimeout=60",
+    "MessageTimeout=20",
+    "RebootProgram=/bin/false",
+)
 
 
 def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool = True) -> str:
@@ -34,30 +61,7 @@ def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool =
         f"SlurmdPidFile={layout.run / 'slurmd.%n.pid'}",
         f"SlurmctldLogFile={layout.log / 'slurmctld.log'}",
         f"SlurmdLogFile={layout.log / 'slurmd.%n.log'}",
-        "SlurmctldDebug=verbose",
-        "SlurmdDebug=verbose",
-        "DebugFlags=NO_CONF_HASH",
-        "SlurmdParameters=config_overrides",
-        "ProctrackType=proctrack/linuxproc",
-        "TaskPlugin=task/none",
-        "JobAcctGatherType=jobacct_gather/none",
-        "AccountingStorageType=accounting_storage/none",
-        "MpiDefault=none",
-        "SelectType=select/cons_tres",
-        "SelectTypeParameters=CR_CPU_Memory",
-        "DefMemPerCPU=1024",
-        "SchedulerType=sched/backfill",
-        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,nohold_on_prolog_fail",
-        "PrologFlags=Alloc,DeferBatch",
-        "JobRequeue=1",
-        "ReturnToService=2",
-        "InactiveLimit=0",
-        f"KillWait={KILL_WAIT_S}",
-        "MinJobAge=3600",
-        "SlurmctldTimeout=30",
-        "SlurmdTimeout=60",
-        "MessageTimeout=20",
-        "RebootProgram=/bin/false",
+        *BEHAVIOUR,
     ]
     # said in either case: left out, Slurm takes the plugstack.conf beside the file
     lines.append(f"PlugStackConfig={own / 'plugstack.conf' if plugstack else '/dev/null'}")

@@ -25,7 +25,7 @@ from typing import Any
 
 from lrms_vm import __version__, apt_sources, command, guest_system, initrd, recipe
 from lrms_vm.errors import NodeError, UsageError
-from lrms_vm.recipe import KernelParts, Pip, Recipe
+from lrms_vm.recipe import Pip, Recipe
 
 Progress = Callable[[str], None]
 
@@ -150,7 +150,7 @@ def _made_before(record: Path, digest: str) -> tuple[Path, ...] | None:
 def _build_image(what: Recipe, inputs: Mapping[str, bytes], work: Path, progress: Progress) -> list[Path]:
     root = work / "root"
     with _step(f"{what.name}: unpack and configure Debian {what.suite}", progress):
-        _debootstrap(root, what.suite, (*guest_system.PACKAGES, *what.packages), work, variant="essential")
+        debootstrap(root, what.suite, (*guest_system.PACKAGES, *what.packages), work, variant="essential")
     if what.pip:
         with _step(f"{what.name}: install wheels", progress):
             _install_wheels(what.pip, inputs[what.pip.requirements], root, work)
@@ -168,7 +168,8 @@ def _build_image(what: Recipe, inputs: Mapping[str, bytes], work: Path, progress
     return [image]
 
 
-def _debootstrap(root: Path, suite: str, packages: tuple[str, ...], work: Path, *, variant: str) -> None:
+def debootstrap(root: Path, suite: str, packages: tuple[str, ...], work: Path, *, variant: str) -> None:
+    """A tree of these packages, from the machine's own apt sources. Raises `NodeError`."""
     conf = work / "apt.conf"
     # The host's own way to its archive (proxy, certificates, timeouts) and nothing else of its configuration.
     conf.write_bytes(
@@ -265,11 +266,11 @@ def _build_kernel(what: Recipe, work: Path, progress: Progress) -> list[Path]:
     assert what.kernel is not None
     root = work / "root"
     with _step(f"{what.name}: unpack {what.kernel.package}", progress):
-        _debootstrap(root, what.suite, (what.kernel.package, "busybox-static"), work, variant="extract")
+        debootstrap(root, what.suite, (what.kernel.package, "busybox-static"), work, variant="extract")
     kernels = sorted((root / "boot").glob("vmlinuz-*"))
     if len(kernels) != 1:
         raise NodeError(f"{what.kernel.package}: expected one kernel, got {len(kernels)}", code="kernel-unreadable")
-    modules = _module_files(root / "lib/modules" / kernels[0].name.removeprefix("vmlinuz-"), what.kernel)
+    modules = module_files(root / "lib/modules" / kernels[0].name.removeprefix("vmlinuz-"))
     image = work / "initrd.img"
     busybox = (root / "bin/busybox").read_bytes()
     image.write_bytes(initrd.make(busybox, modules, common=what.kernel.modules, xen=what.kernel.xen_modules))
@@ -285,11 +286,11 @@ def _build_kernel(what: Recipe, work: Path, progress: Progress) -> list[Path]:
     return [kernel, image]
 
 
-def _module_files(directory: Path, parts: KernelParts) -> dict[str, bytes]:
+def module_files(directory: Path) -> dict[str, bytes]:
     """Every module by its kernel name (underscores), read when looked at: there are a thousand."""
     paths = {path.stem.replace("-", "_"): path for path in directory.rglob("*.ko")}
     if not paths:
-        raise NodeError(f"{parts.package}: no uncompressed modules in {directory.name}", code="kernel-unreadable")
+        raise NodeError(f"{directory}: no uncompressed modules", code="kernel-unreadable")
     return _Files(paths)
 
 
