@@ -6,15 +6,18 @@ docs/openpbs.md):
 
     outcome                  execjob_begin                                             execjob_end
     ready, or nothing asked  accept                                                    accept
-    the request's fault      job held, rerun, reject (a bad name: already by queuejob)
+    the request's fault      accept, and a refused verdict (a bad name: rejected by
+                             queuejob): what stands in the payload's place says why
     the site's fault         rerun, reject, at most three times here; then held
     the site's settings      job held, rerun, reject
     the node's fault         node offline with our comment, rerun, reject, at most
                              three times here; then held as well
     leftovers                                                                          node offline, accept
 
-PBS itself holds a job after 21 starts. execjob_epilogue and execjob_end must accept: a rejection would change the
-job's exit status.
+PBS keeps a rejection's reason from the job's user: what the hook sets as its comment is lost, and the server's own
+"Execution server rejected request" stands there (seen). So a user's fault ends the job with the reason in its output,
+and what is held is for administrators. PBS itself holds a job after 21 starts. execjob_epilogue and execjob_end must
+accept: a rejection would change the job's exit status.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ REJECT = 1
 _HELD = Told(REJECT, (Action.HOLD,))
 _TOLD = {
     (PROLOGUE, Outcome.READY): Told(0),
-    (PROLOGUE, Outcome.REQUEST): _HELD,
+    (PROLOGUE, Outcome.REQUEST): Told(0, (Action.VERDICT,)),
     (PROLOGUE, Outcome.SITE): Told(REJECT, (Action.COUNT,), otherwise=_HELD),
     (PROLOGUE, Outcome.CONFIG): _HELD,
     (PROLOGUE, Outcome.NODE): Told(REJECT, (Action.TAKE_OUT, Action.COUNT), otherwise=_HELD),

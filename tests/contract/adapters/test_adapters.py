@@ -33,7 +33,7 @@ class Case:
     outcome: Callable[..., Told]
     call: Callable[[str | None], Call]  # of a job that asks for this image
     sends_back: tuple[int, ...] = ()  # the exit codes for which the batch system starts the job again, by itself
-    fails_closed: bool = True  # its prologue's exit code alone keeps the job from running
+    fails_closed: bool = True  # its prologue's exit code alone keeps the job from running; else a refused verdict may
 
 
 def slurm_call(image: str | None) -> Call:
@@ -87,7 +87,7 @@ CASES = [
     replace(_TORQUE_CASE, name="torque-sister", outcome=partial(torque.outcome, sister=True), fails_closed=False),
     Case(
         "openpbs", partial(openpbs.identify, uid=1001, gid=1001), openpbs.parse_options, openpbs.outcome, openpbs_call,
-        (1,),
+        (1,), fails_closed=False,
     ),
 ]  # fmt: skip
 

@@ -137,13 +137,11 @@ def test_nothing_of_pbss_environment_reaches_it(node: Node, monkeypatch: pytest.
     assert "/evil" not in (node.root / "env").read_text()
 
 
-def test_the_requests_fault_holds_the_job_and_tells_it(node: Node) -> None:
-    node.tells(
-        openpbs.instruction(Action.HOLD, "image-unknown: no such image"), exit_code=1, stderr="lrms_vm: no such image"
-    )
+def test_what_is_held_is_rejected_with_the_reason_for_administrators(node: Node) -> None:
+    node.tells(openpbs.instruction(Action.HOLD, "config-missing: x"), exit_code=1, stderr="lrms_vm: no configuration")
     wanted = job(resource="hep-jets")
     event = node.run("EXECJOB_BEGIN", wanted)
-    assert (event.accepted, event.said) == (False, "lrms_vm: no such image")
+    assert (event.accepted, event.said) == (False, "lrms_vm: no configuration")
     assert (wanted.Hold_Types, wanted.reruns) == ("hold s", 1)
     assert node.vnodes["n1"].state == "free"
 
