@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 import lrms_vm
-from lrms_vm import command
+from lrms_vm import command, installed
 from lrms_vm.errors import ConfigError, NodeError, UsageError
 
 SOURCES = Path(__file__).parent / "sources"  # in a checkout: links to spank/, guest/, prologue/, epilogue/
@@ -46,11 +46,12 @@ sys.exit(main())
 
 @dataclass(frozen=True)
 class Planned:
-    """A file that shall be there, root's, with exactly this content."""
+    """A file that shall be there, root's, with exactly this content; or a symbolic link."""
 
     path: Path
     content: bytes
     mode: int = 0o755
+    link: str = ""  # what it names
 
 
 class Targets(Protocol):
@@ -157,6 +158,32 @@ def node_settings(targets: SlurmTargets) -> tuple[str, ...]:
 # ---- effects
 
 
+def program(part: str, target: str) -> bytes:
+    """One of our C programs: as a package brought it, where that fits this machine, else built here.
+
+    A SPANK plugin of another Slurm than the installed one would be refused by slurmd, and with it every job.
+    Raises `NodeError`.
+    """
+    brought = Path(sys.prefix) / "built" / target
+    try:
+        content = brought.read_bytes()
+        if part != "spank" or brought.with_name(f"{target}.slurm").read_text().strip() == _slurm_release():
+            return content
+    except FileNotFoundError:
+        pass
+    return built(part, target)
+
+
+def _slurm_release() -> str:
+    """Of the installed Slurm, e.g. "22.05"; "" where it does not say."""
+    try:
+        said = command.run(["scontrol", "--version"], timeout_s=20.0).decode("utf-8", "replace")
+    except NodeError:
+        return ""
+    found = re.search(r"\b(\d+\.\d+)\.\d", said)
+    return found[1] if found else ""
+
+
 def built(part: str, target: str) -> bytes:
     """Make a C program from the packaged sources in a directory of its own. Raises `NodeError` with a remedy."""
     for tool in ("make", "gcc"):
@@ -208,32 +235,47 @@ def changes(files: Iterable[Planned]) -> list[tuple[str, Planned]]:
 def _difference(file: Planned) -> str:
     try:
         state = file.path.lstat()
+        if file.link:
+            return "same" if stat.S_ISLNK(state.st_mode) and os.readlink(file.path) == file.link else "change"
         same = stat.S_ISREG(state.st_mode) and file.path.read_bytes() == file.content
     except FileNotFoundError:
         return "new"
     return "same" if same and (stat.S_IMODE(state.st_mode), state.st_uid) == (file.mode, os.geteuid()) else "change"
 
 
-def apply(files: Iterable[Planned]) -> None:
-    """Write what differs. Each file is replaced whole: slurmd may have the old plugin mapped. Raises `NodeError`."""
-    for verb, file in changes(files):
-        if verb == "same":
-            continue
+def apply(files: Iterable[Planned], *, note: Path | None = None) -> None:
+    """Write what differs. Each file is replaced whole: slurmd may have the old plugin mapped. Raises `NodeError`.
+
+    What was there before is noted in `note` first.
+    """
+    found = changes(files)
+    to_do = [file for verb, file in found if verb != "same"]
+    if note is not None:
+        same = [file.path for verb, file in found if verb == "same"]
+        installed.prepare(note, [file.path for file in to_do], same=same)
+    for file in to_do:
         fresh = file.path.with_name(f".{file.path.name}.new")
         try:
             file.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             fresh.unlink(missing_ok=True)
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-            with open(fd, "wb") as out:
-                out.write(file.content)
-                os.fchmod(fd, file.mode)
+            if file.link:
+                fresh.symlink_to(file.link)
+            else:
+                _write(fresh, file)
             fresh.replace(file.path)
         except OSError as error:
             raise NodeError(f"{file.path}: cannot write: {error.strerror}", code="install-failed") from error
 
 
+def _write(path: Path, file: Planned) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb") as out:
+        out.write(file.content)
+        os.fchmod(fd, file.mode)
+
+
 def undo(targets: Targets) -> list[Path]:
-    """Remove what `apply` wrote, the last first: what the batch system reads goes before what that names.
+    """Remove what `apply` wrote without a note, the last first: what the batch system reads goes first.
 
     Returns what was there. Raises `NodeError`.
     """

@@ -29,7 +29,7 @@ _EFFECTS = """
     site_kernel keys signing signing_list overlay seed
     guest channel share attach srun_service payload starter
     lifecycle teardown retries batch_system slurm_node gridengine_node torque_node openpbs_node node submit
-    build checks install install_gridengine install_pbs
+    build checks installed install install_gridengine install_pbs install_systemd
     cli __main__
 """
 PURE = _PURE.split()

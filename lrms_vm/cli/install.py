@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrms_vm import config as configuration
-from lrms_vm import install, install_gridengine, install_pbs
+from lrms_vm import install, install_gridengine, install_pbs, install_systemd, installed
 from lrms_vm.errors import UsageError
 
 DESCRIPTION = """\
-Puts our hooks and what they need (for Slurm the SPANK plugin, built here) in place on a node.
-Says what it changes, changes only what differs, and undoes it all with --undo.
+Puts our hooks and what they need (for Slurm the SPANK plugin; where systemd runs, units) in place on a node.
+Says what it changes, changes only what differs; --undo leaves what was there before.
 The batch system's own configuration is not touched: the lines it needs are printed.
 """
 EXAMPLE = """\
@@ -50,6 +50,13 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--pbs-bin", type=Path, default=Path("/usr/local/bin"), help="Torque: where qstat is (default %(default)s)"
     )
+    parser.add_argument(
+        "--systemd",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="units: reap at boot, scrub, lists (default: where systemd runs)",
+    )
+    parser.add_argument("--systemd-dir", type=Path, default=Path("/etc"), metavar="DIR", help="(default %(default)s)")
     parser.add_argument("--plugin", type=Path, metavar="FILE.so", help="a built plugin; nothing is compiled then")
     parser.add_argument("--guest", type=Path, metavar="FILE", help="a built guest program, likewise")
     parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
@@ -70,19 +77,26 @@ def _run(args: argparse.Namespace) -> int:
         targets = install_pbs.OpenPbsTargets(prefix)
     else:
         targets = install.SlurmTargets(prefix, args.slurm_conf_dir.absolute())
+    systemd = install_systemd.SystemdTargets(args.systemd_dir.absolute())
     if args.undo:
-        return _undo(targets, args.lrms, dry_run=args.dry_run)
+        return _undo(targets, systemd, args.lrms, dry_run=args.dry_run)
     install.check_python()
     config_path = (args.config or configuration.DEFAULT_PATH).absolute()
     known = configuration.load(config_path) if config_path.exists() else configuration.Config()
-    guest = _read(args.guest) if args.guest else install.built("guest", "lrms-vm-guest")
+    guest = _read(args.guest) if args.guest else install.program("guest", "lrms-vm-guest")
+    note = installed.at(prefix, args.lrms)
+    units: tuple[install.Planned, ...] = ()
+    if args.systemd == "yes" or (args.systemd == "auto" and install_systemd.booted()):
+        units = install_systemd.plan(
+            systemd, args.lrms, python=sys.executable, config=config_path, run_dir=Path(known.run_dir)
+        )
     if isinstance(targets, install_gridengine.GridEngineTargets):
-        _put(_gridengine_files(targets, config_path, known, guest, args), dry_run=args.dry_run)
+        _put((*_gridengine_files(targets, config_path, known, guest, args), *units), note, dry_run=args.dry_run)
         _print_gridengine(targets, config_path)
     elif isinstance(targets, install_pbs.TorqueTargets | install_pbs.OpenPbsTargets):
-        _put_pbs(targets, config_path, Path(known.run_dir), guest, dry_run=args.dry_run)
+        _put_pbs(targets, config_path, Path(known.run_dir), guest, units, note, dry_run=args.dry_run)
     elif isinstance(targets, install.SlurmTargets):
-        plugin = _read(args.plugin) if args.plugin else install.built("spank", "lrms_vm.so")
+        plugin = _read(args.plugin) if args.plugin else install.program("spank", "lrms_vm.so")
         files = install.plan(
             targets,
             python=sys.executable,
@@ -91,16 +105,23 @@ def _run(args: argparse.Namespace) -> int:
             plugin=plugin,
             guest=guest,
         )
-        _put(files, dry_run=args.dry_run)
+        _put((*files, *units), note, dry_run=args.dry_run)
         _print_rest(targets, config_path)
+    if units and not args.dry_run and install_systemd.booted():
+        _say(install_systemd.settle(start=True))
     return 0
 
 
-def _put(files: Sequence[install.Planned], *, dry_run: bool) -> None:
+def _put(files: Sequence[install.Planned], note: Path, *, dry_run: bool) -> None:
     for verb, file in install.changes(files):
-        print(f"{verb:<8}{file.path}")
+        print(f"{verb:<8}{file.path}{f' -> {file.link}' if file.link else ''}")
     if not dry_run:
-        install.apply(files)
+        install.apply(files, note=note)
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 def _put_pbs(
@@ -108,6 +129,8 @@ def _put_pbs(
     config_path: Path,
     run_dir: Path,
     guest: bytes,
+    units: tuple[install.Planned, ...],
+    note: Path,
     *,
     dry_run: bool,
 ) -> None:
@@ -119,13 +142,14 @@ def _put_pbs(
         for path in install_pbs.site_hooks(targets):
             print(f"keep    {path} as {targets.site / path.name}, which ours will call")
         if not dry_run:
+            installed.prepare(note, [file.path for file in files])  # before theirs are copied
             install_pbs.keep_site_hooks(targets)
     else:
         files = install_pbs.plan_openpbs(
             targets, python=sys.executable, config=config_path, run_dir=run_dir, guest=guest
         )
         said = install_pbs.openpbs_instructions(targets)
-    _put(files, dry_run=dry_run)
+    _put((*files, *units), note, dry_run=dry_run)
     print()
     for line in (*said, f"{config_path} must say:", *(f"    {line}" for line in install_pbs.node_settings(targets))):
         print(line)
@@ -162,17 +186,32 @@ _AFTER_UNDO = {
 }
 
 
-def _undo(targets: install.Targets, lrms: str, *, dry_run: bool) -> int:
-    if isinstance(targets, install_pbs.TorqueTargets) and not dry_run:
-        restored, there = install_pbs.undo_torque(targets)
-        for path in restored:
-            print(f"restored  {path}, the site's own")
-    else:
-        there = [path for path in targets.all if path.exists()] if dry_run else install.undo(targets)
-    for path in there:
-        print(f"{'would remove' if dry_run else 'removed'}  {path}")
+def _undo(targets: install.Targets, systemd: install_systemd.SystemdTargets, lrms: str, *, dry_run: bool) -> int:
+    note = installed.at(targets.prefix, lrms)
+    known = installed.read(note)
+    if known is None:
+        print(f"nothing is noted in {note}: nothing to undo")
+        return 0
+    ours = [*reversed(systemd.of(lrms)), *reversed(targets.all)]
+    if dry_run:
+        for path in (path for path in ours if str(path) in (*known.made, *known.kept)):
+            print(f"would undo  {path}")
+        return 0
+    if isinstance(targets, install_pbs.TorqueTargets):
+        _print_undone(*install_pbs.undo_torque(targets))
+        ours = list(reversed(systemd.of(lrms)))
+    _print_undone(*installed.undo(note, ours))
+    if install_systemd.booted():
+        _say(install_systemd.settle(start=any(map(os.path.lexists, systemd.links(lrms)))))
     print(_AFTER_UNDO[lrms])
     return 0
+
+
+def _print_undone(restored: Sequence[Path], removed: Sequence[Path]) -> None:
+    for path in restored:
+        print(f"restored  {path}, the site's own")
+    for path in removed:
+        print(f"removed  {path}")
 
 
 def _print_rest(targets: install.SlurmTargets, config_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""What an installation changes, noted before it is changed, so that its undo leaves exactly what was there before.
+
+    <prefix>/installed/<lrms>.json     what was not there (files, directories), and of what was there where its copy is
+    <prefix>/installed/<lrms>.<n>      the copies
+
+The note is made once and grows: a second installation adds what is new in it. `prefix` itself is noted like the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lrms_vm.errors import ConfigError, NodeError
+
+VERSION = 1
+MAX_BYTES = 1 << 20
+
+
+@dataclass
+class Note:
+    """What was there before. Paths are texts: they are JSON."""
+
+    made: list[str] = field(default_factory=list)  # were not there
+    kept: dict[str, str] = field(default_factory=dict)  # were there: path, and where the copy is
+    directories: list[str] = field(default_factory=list)  # were not there, the outer ones first
+
+
+def at(prefix: Path, lrms: str) -> Path:
+    """Where the note of one batch system's installation is."""
+    return prefix / "installed" / f"{lrms}.json"
+
+
+def read(note: Path) -> Note | None:
+    """None where nothing was noted. Raises `ConfigError` for a note that this version cannot follow."""
+    try:
+        values = json.loads(note.read_bytes()[:MAX_BYTES])
+        version = values.pop("version")
+        if version != VERSION:
+            raise ValueError(f"version {version!r}, this lrms_vm knows {VERSION}")
+        return Note(**values)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise NodeError(f"{note}: cannot read: {error.strerror}", code="install-failed") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f"{note}: not a note of an installation by this version: {error}",
+            hint="undo it with the version that made it",
+            code="installed-unreadable",
+        ) from error
+
+
+def prepare(note: Path, paths: Sequence[Path], *, same: Sequence[Path] = ()) -> None:
+    """Note what is where the installation will write; call it before. Raises `NodeError`, `ConfigError`.
+
+    `same`: what it has no need to write. Where another batch system's installation made that, it is ours as well.
+    """
+    known = read(note) or Note()
+    before = asdict(known)
+    for path in (note, *paths, *same):
+        for other in _others(note):
+            _share(known, other, path)
+    for path in (note, *paths):
+        known.directories += [where for where in _missing_parents(path) if where not in known.directories]
+    try:
+        note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name in map(str, paths):
+            if name in (*known.made, *known.kept):
+                continue
+            if os.path.lexists(name):
+                copy = note.with_name(f"{note.stem}.{len(known.kept)}")
+                _copy(name, str(copy))
+                known.kept[name] = str(copy)
+            else:
+                known.made.append(name)
+        if asdict(known) != before:
+            _write(note, known)
+    except OSError as error:
+        raise NodeError(f"{error.filename or note}: cannot note: {error.strerror}", code="install-failed") from error
+
+
+def undo(note: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Put `paths` back as they were, in this order; then forget. Returns what was restored and what was removed.
+
+    What was never noted stays, it was the same before; so does what another installation needs. Raises `NodeError`,
+    `ConfigError`.
+    """
+    known = read(note) or Note()
+    others = _others(note)
+    shared = {name for other in others for name in (*other.made, *other.kept)}
+    restored, removed = [], []
+    for path in paths:
+        if str(path) in shared or str(path) not in (*known.kept, *known.made):
+            continue
+        try:
+            if str(path) in known.kept:
+                fresh = path.with_name(f".{path.name}.new")
+                _copy(known.kept[str(path)], str(fresh))
+                fresh.replace(path)
+                restored.append(path)
+            else:
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise NodeError(f"{path}: cannot undo: {error.strerror}", code="install-failed") from error
+    for copy in {*known.kept.values()} - {copy for other in others for copy in other.kept.values()}:
+        Path(copy).unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+    for directory in reversed(known.directories):
+        with contextlib.suppress(OSError):  # somebody else's things are in it: it stays
+            os.rmdir(directory)
+    return restored, removed
+
+
+def _others(note: Path) -> list[Note]:
+    found = (read(path) for path in sorted(note.parent.glob("*.json")) if path != note)
+    return [one for one in found if one is not None]
+
+
+def _share(known: Note, other: Note, path: Path) -> None:
+    """Take over what another installation noted of a path and of what is above it."""
+    name = str(path)
+    if name in (*other.made, *other.kept):
+        if name in other.kept:
+            known.kept.setdefault(name, other.kept[name])
+        elif name not in known.made:
+            known.made.append(name)
+    above = [where for where in other.directories if Path(where) in path.parents and where not in known.directories]
+    known.directories = sorted([*known.directories, *above], key=len)
+
+
+def _missing_parents(path: Path) -> list[str]:
+    return [str(where) for where in reversed(path.parents) if not where.exists()]
+
+
+def _copy(path: str, copy: str) -> None:
+    """Content, owner, mode and times; of a link the link."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(copy)
+    shutil.copy2(path, copy, follow_symlinks=False)
+    state = os.lstat(path)
+    os.chown(copy, state.st_uid, state.st_gid, follow_symlinks=False)
+
+
+def _write(note: Path, known: Note) -> None:
+    fresh = note.with_name(f".{note.name}.new")
+    with open(fresh, "w") as file:
+        json.dump({"version": VERSION, **asdict(known)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(note)

@@ -1,0 +1,184 @@
+"""`lrms-vm install --lrms=slurm` on real files: said, done, done once, undone; and systemd reads its units."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrms_vm import install_systemd, installed
+
+PROGRAM = [sys.executable, "-m", "lrms_vm"]
+
+
+def tree(root: Path) -> dict[str, tuple[object, ...]]:
+    """Everything below `root`: kind, mode, owner, content; of files the time as well."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(root.rglob("*")):
+        state = path.lstat()
+        entry: tuple[object, ...] = (oct(state.st_mode), state.st_uid, state.st_gid)
+        if path.is_symlink():
+            entry += (os.readlink(path),)
+        elif path.is_file():
+            entry += (hashlib.sha256(path.read_bytes()).hexdigest(), state.st_mtime_ns)
+        found[str(path.relative_to(root))] = entry
+    return found
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A node of a site that has things of its own in some of our places."""
+    (tmp_path / "etc/slurm/plugstack.conf.d").mkdir(parents=True)
+    (tmp_path / "etc/slurm/slurm.conf").write_text("ClusterName=c\n")
+    theirs = tmp_path / "etc/slurm/plugstack.conf.d/lrms_vm.conf"
+    theirs.write_text("optional other.so\n")
+    theirs.chmod(0o640)
+    os.chown(theirs, 1234, 4321)
+    os.utime(theirs, (1, 1))
+    (tmp_path / "opt/lib").mkdir(parents=True)  # empty, and there: it stays
+    (tmp_path / "etc/systemd/system").mkdir(parents=True)
+    (tmp_path / "etc/systemd/system/lrms-vm-lists.timer").symlink_to("/dev/null")  # masked
+    return tmp_path
+
+
+def run(root: Path, *words: str) -> str:
+    argv = [
+        *(*PROGRAM, "--config", str(root / "etc/lrms_vm.toml"), "install", "--lrms=slurm", "--prefix"),
+        *(str(root / "opt"), "--slurm-conf-dir", str(root / "etc/slurm")),
+        *("--systemd=yes", "--systemd-dir", str(root / "etc"), "--plugin", "/bin/true", "--guest", "/bin/true"),
+    ]
+    done = subprocess.run([*argv, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_dry_run_says_what_an_installation_does_and_does_nothing(root: Path) -> None:
+    before = tree(root)
+    said = run(root, "--dry-run")
+    assert tree(root) == before
+    lines = [line for line in said.splitlines() if line.startswith(("new ", "change "))]
+    assert [line for line in run(root).splitlines() if line.startswith(("new ", "change "))] == lines
+    changed = {path for path, entry in tree(root).items() if before.get(path) != entry}
+    files = {path for path in changed if not (root / path).is_dir() or (root / path).is_symlink()}
+    announced = {str(Path(line.split()[1]).relative_to(root)) for line in lines}
+    assert files - announced == {
+        str(path.relative_to(root)) for path in (root / "opt/installed").iterdir()
+    }  # its own note and copies
+    assert announced <= files
+
+
+def test_a_second_installation_changes_nothing(root: Path) -> None:
+    run(root)
+    before = tree(root)
+    said = run(root)
+    assert tree(root) == before
+    assert not [line for line in said.splitlines() if line.startswith(("new ", "change "))]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_undone_everything_is_as_it_was(root: Path, times: int) -> None:
+    before = tree(root)
+    for _ in range(times):
+        run(root)
+    run(root, "--undo", "--dry-run")
+    assert (root / "opt/lib/lrms_vm.so").exists()
+    run(root, "--undo")
+    assert tree(root) == before
+    run(root, "--undo")
+    assert tree(root) == before
+
+
+def test_what_was_changed_by_hand_since_is_undone_as_well(root: Path) -> None:
+    before = tree(root)
+    run(root)
+    (root / "opt/libexec/slurm.prolog").write_text("#!/bin/sh\n")
+    (root / "etc/slurm/plugstack.conf.d/lrms_vm.conf").unlink()
+    run(root, "--undo")
+    assert tree(root) == before
+
+
+def test_a_strangers_file_in_our_directory_stays_and_so_does_the_directory(root: Path) -> None:
+    run(root)
+    (root / "opt/libexec/theirs").write_text("")
+    run(root, "--undo")
+    assert [path.name for path in (root / "opt/libexec").iterdir()] == ["theirs"]
+
+
+def test_an_installation_killed_after_its_note_is_undone_all_the_same(root: Path) -> None:
+    before = tree(root)
+    run(root)
+    for path in ("opt/lib/lrms_vm.so", "opt/libexec/slurm.epilog", "etc/tmpfiles.d/lrms_vm.conf"):
+        (root / path).unlink()  # as if it had not come so far
+    run(root, "--undo")
+    assert tree(root) == before
+
+
+def test_the_note_of_a_newer_version_is_not_followed(root: Path) -> None:
+    run(root)
+    note = installed.at(root / "opt", "slurm")
+    note.write_text(note.read_text().replace('"version": 1', '"version": 2'))
+    before = tree(root)
+    done = subprocess.run(
+        [*PROGRAM, "install", "--lrms=slurm", "--undo", "--prefix", str(root / "opt")], capture_output=True, text=True
+    )
+    assert done.returncode == 78
+    assert "undo it with the version that made it" in done.stderr
+    assert tree(root) == before
+
+
+def test_two_batch_systems_share_the_units_and_the_last_one_takes_them_along(root: Path) -> None:
+    before = tree(root)
+    run(root)
+    run(root, "--lrms=gridengine")
+    run(root, "--undo")
+    assert (root / "etc/systemd/system/lrms-vm-scrub.timer").exists()
+    assert not (root / "etc/systemd/system/multi-user.target.wants").exists()
+    run(root, "--lrms=gridengine", "--undo")
+    assert tree(root) == before
+
+
+def test_units_that_a_package_brought_are_enabled_and_not_written_again(tmp_path: Path) -> None:
+    (tmp_path / "lib/systemd/system").mkdir(parents=True)
+    for name in install_systemd.UNITS:
+        (tmp_path / "lib/systemd/system" / name).write_text("")
+    targets = install_systemd.SystemdTargets(tmp_path / "etc", tmp_path / "lib")
+    files = install_systemd.plan(targets, "slurm", python="/p", config=Path("/c"), run_dir=Path("/r"))
+    assert [file.path.name for file in files if not file.link] == ["lrms_vm.conf"]
+    assert {file.link for file in files if file.link} == {
+        str(tmp_path / "lib/systemd/system" / name)
+        for name in ("lrms-vm-reap@.service", "lrms-vm-scrub.timer", "lrms-vm-lists.timer")
+    }
+
+
+def test_systemd_reads_the_units_without_a_word(root: Path) -> None:
+    (root / "etc/systemd/system/lrms-vm-lists.timer").unlink()
+    run(root)
+    units = root / "etc/systemd/system"
+    verified = [units / "lrms-vm-reap@slurm.service", *(units / name for name in install_systemd.UNITS[1:])]
+    verified[0].symlink_to(units / "lrms-vm-reap@.service")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, verified)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    unit = (units / "lrms-vm-reap@.service").read_text()
+    assert "Before=slurmd.service" in unit
+    for name in install_systemd.UNITS:
+        assert "@PYTHON@" not in (units / name).read_text()
+
+
+def test_systemd_tmpfiles_makes_the_run_directory(root: Path) -> None:
+    run(root)
+    line = (root / "etc/tmpfiles.d/lrms_vm.conf").read_text()
+    (root / "run").mkdir()
+    done = subprocess.run(
+        ["systemd-tmpfiles", "--create", f"--root={root}", str(root / "etc/tmpfiles.d/lrms_vm.conf")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (root / "run/lrms_vm").stat().st_mode & 0o7777 == 0o755
+    assert "/run/lrms_vm 0755 root root" in line
