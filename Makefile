@@ -5,6 +5,8 @@
 #   make test            everything: lint, unit, golden, contract, and the real Slurm with real guests
 #   make test-unit       what needs no program and no root           make test-slurm   the real Slurm only
 #   make test-gridengine the real Grid Engine only             make test-torque  a real Torque, where one is on PATH
+#   make test-xen        a real Xen host, emulated, and real jobs on it
+#   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
 #   make bench           the speed goals, as ratios: build/bench/results.json
 
@@ -14,7 +16,7 @@ STAMPS := build/stamps
 KEEP ?=
 FUZZ ?= 20
 
-.PHONY: all demo demo-stop clean-demo test test-unit test-slurm test-gridengine test-torque fuzz bench lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-xen fuzz bench lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -28,6 +30,12 @@ demo-stop: $(STAMPS)/venv
 clean-demo: $(STAMPS)/venv
 	@$(PYTHON) -m demo.gridengine stop
 	@$(PYTHON) -m demo.cluster remove
+
+xen-node: prerequisites
+	@$(PYTHON) -m demo.xen_cluster start
+
+xen-node-stop: $(STAMPS)/venv
+	@$(PYTHON) -m demo.xen_cluster stop
 
 test: prerequisites
 	$(PYTHON) -m pytest tests lrms_vm
@@ -44,6 +52,10 @@ test-gridengine: prerequisites
 # opt-in: Torque is not packaged, so `make test` has its recorded calls only
 test-torque: prerequisites
 	LRMS_VM_TEST_TORQUE=1 $(PYTHON) -m pytest tests/integration/torque
+
+# the whole node in software emulation: no hardware virtualisation needed
+test-xen: prerequisites
+	$(PYTHON) -m pytest tests/integration/xen
 
 fuzz: $(STAMPS)/venv
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]'
