@@ -63,10 +63,6 @@ class SystemdTargets:
             found[self.unit("multi-user.target.wants") / f"lrms-vm-reap@{lrms}.service"] = REAP
         return found
 
-    def of(self, lrms: str) -> tuple[Path, ...]:
-        """Everything that may be ours."""
-        return (self.tmpfiles, *map(self.unit, UNITS), *self.links(lrms))
-
 
 def plan(targets: SystemdTargets, lrms: str, *, python: str, config: Path, run_dir: Path) -> tuple[Planned, ...]:
     """Every file and link. Raises `UsageError` for a path that systemd would cut in two."""

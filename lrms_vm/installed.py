@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,7 @@ MAX_BYTES = 1 << 20
 class Note:
     """What was there before. Paths are texts: they are JSON."""
 
-    made: list[str] = field(default_factory=list)  # were not there
-    kept: dict[str, str] = field(default_factory=dict)  # were there: path, and where the copy is
+    was: dict[str, str] = field(default_factory=dict)  # path, in the order of writing: where its copy is, "" for none
     directories: list[str] = field(default_factory=list)  # were not there, the outer ones first
 
 
@@ -71,37 +70,34 @@ def prepare(note: Path, paths: Sequence[Path], *, same: Sequence[Path] = ()) -> 
     try:
         note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         for name in map(str, paths):
-            if name in (*known.made, *known.kept):
+            if name in known.was:
                 continue
+            known.was[name] = ""
             if os.path.lexists(name):
-                copy = note.with_name(f"{note.stem}.{len(known.kept)}")
-                _copy(name, str(copy))
-                known.kept[name] = str(copy)
-            else:
-                known.made.append(name)
+                known.was[name] = str(note.with_name(f"{note.stem}.{len(known.was)}"))
+                _copy(name, known.was[name])
         if asdict(known) != before:
             _write(note, known)
     except OSError as error:
         raise NodeError(f"{error.filename or note}: cannot note: {error.strerror}", code="install-failed") from error
 
 
-def undo(note: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Put `paths` back as they were, in this order; then forget. Returns what was restored and what was removed.
+def undo(note: Path, *, leave: Container[Path] = ()) -> tuple[list[Path], list[Path]]:
+    """Put everything back as it was, the last first; then forget. Returns what was restored and what was removed.
 
-    What was never noted stays, it was the same before; so does what another installation needs. Raises `NodeError`,
-    `ConfigError`.
+    What another installation needs stays. `leave`: what somebody else has put back. Raises `NodeError`, `ConfigError`.
     """
     known = read(note) or Note()
     others = _others(note)
-    shared = {name for other in others for name in (*other.made, *other.kept)}
     restored, removed = [], []
-    for path in paths:
-        if str(path) in shared or str(path) not in (*known.kept, *known.made):
+    for name, copy in reversed(known.was.items()):
+        path = Path(name)
+        if path in leave or any(name in other.was for other in others):
             continue
         try:
-            if str(path) in known.kept:
+            if copy:
                 fresh = path.with_name(f".{path.name}.new")
-                _copy(known.kept[str(path)], str(fresh))
+                _copy(copy, str(fresh))
                 fresh.replace(path)
                 restored.append(path)
             else:
@@ -111,7 +107,7 @@ def undo(note: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
             continue
         except OSError as error:
             raise NodeError(f"{path}: cannot undo: {error.strerror}", code="install-failed") from error
-    for copy in {*known.kept.values()} - {copy for other in others for copy in other.kept.values()}:
+    for copy in {*known.was.values()} - {""} - {copy for other in others for copy in other.was.values()}:
         Path(copy).unlink(missing_ok=True)
     note.unlink(missing_ok=True)
     for directory in reversed(known.directories):
@@ -127,12 +123,8 @@ def _others(note: Path) -> list[Note]:
 
 def _share(known: Note, other: Note, path: Path) -> None:
     """Take over what another installation noted of a path and of what is above it."""
-    name = str(path)
-    if name in (*other.made, *other.kept):
-        if name in other.kept:
-            known.kept.setdefault(name, other.kept[name])
-        elif name not in known.made:
-            known.made.append(name)
+    if str(path) in other.was:
+        known.was.setdefault(str(path), other.was[str(path)])
     above = [where for where in other.directories if Path(where) in path.parents and where not in known.directories]
     known.directories = sorted([*known.directories, *above], key=len)
 

@@ -192,15 +192,15 @@ def _undo(targets: install.Targets, systemd: install_systemd.SystemdTargets, lrm
     if known is None:
         print(f"nothing is noted in {note}: nothing to undo")
         return 0
-    ours = [*reversed(systemd.of(lrms)), *reversed(targets.all)]
     if dry_run:
-        for path in (path for path in ours if str(path) in (*known.made, *known.kept)):
-            print(f"would undo  {path}")
+        for path, copy in reversed(known.was.items()):
+            print(f"would {'restore' if copy else 'remove'}  {path}")
         return 0
+    theirs: Sequence[Path] = ()
     if isinstance(targets, install_pbs.TorqueTargets):
+        theirs = [targets.mom_priv / name for name in install_pbs.MOM_HOOKS]
         _print_undone(*install_pbs.undo_torque(targets))
-        ours = list(reversed(systemd.of(lrms)))
-    _print_undone(*installed.undo(note, ours))
+    _print_undone(*installed.undo(note, leave=theirs))
     if install_systemd.booted():
         _say(install_systemd.settle(start=any(map(os.path.lexists, systemd.links(lrms)))))
     print(_AFTER_UNDO[lrms])

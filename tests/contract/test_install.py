@@ -101,6 +101,16 @@ def test_what_was_changed_by_hand_since_is_undone_as_well(root: Path) -> None:
     assert tree(root) == before
 
 
+def test_undone_without_being_told_where_it_all_is(root: Path) -> None:
+    before = tree(root)
+    run(root)
+    argv = [*PROGRAM, "install", "--lrms=slurm", "--undo", "--prefix", str(root / "opt")]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+    assert tree(root) == before
+    plugin, plugstack = str(root / "opt/lib/lrms_vm.so"), str(root / "etc/slurm/plugstack.conf.d/lrms_vm.conf")
+    assert said.index(plugstack + ",") < said.index(plugin)  # what names it goes first
+
+
 def test_a_strangers_file_in_our_directory_stays_and_so_does_the_directory(root: Path) -> None:
     run(root)
     (root / "opt/libexec/theirs").write_text("")
