@@ -36,6 +36,7 @@ def attach(verdict: Verdict) -> None:
     try:
         _wait_for_guest(user, verdict, deadline)
         up_at = time.time()
+        user.passwd.write_text(passwd_line(verdict.user_name, os.getuid(), os.getgid()))
         for share in shares:
             _offer_share(user, verdict.key, share)
         _wait_for_shares(user, verdict.key, shares)
@@ -54,10 +55,11 @@ def outermost(shares: Sequence[str]) -> list[str]:
     return [share for share in shares if not any(other != share and below(share, (other,)) for other in shares)]
 
 
-def sftp_argv(share: str, *, server: str, exists: frozenset[str]) -> list[str]:
+def sftp_argv(share: str, *, server: str, passwd: str, exists: frozenset[str]) -> list[str]:
     """The host's end of a share: sftp-server in a name space of its own, with no more of the host than the share.
 
-    A guest that broke out of its user's permissions would still find only what the job was given. No
+    A guest that broke out of its user's permissions would still find only what the job was given. `passwd` has the
+    user's line: sftp-server ends without one, and no name service (LDAP) can be asked from in there. No
     --die-with-parent: it ends when its ssh session does. umask 0: the guest's kernel has applied the payload's.
     `exists`: which of the host's top directories there are, and are not links into /usr.
     """
@@ -71,9 +73,14 @@ def sftp_argv(share: str, *, server: str, exists: frozenset[str]) -> list[str]:
     return [
         *(BWRAP, "--unshare-all", "--ro-bind", "/usr", "/usr", *system, *links),
         *("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"),
-        *("--ro-bind-try", "/etc/passwd", "/etc/passwd", "--ro-bind-try", "/etc/group", "/etc/group"),
+        *("--ro-bind", passwd, "/etc/passwd"),
         *("--dev", "/dev", "--bind", share, share, "--chdir", share, "--", server, "-e", "-l", "ERROR", "-u", "0000"),
     ]
+
+
+def passwd_line(name: str, uid: int, gid: int) -> str:
+    """passwd(5) of one user, for programs that only ask whether there is one."""
+    return f"{name}:x:{uid}:{gid}::/:/bin/false\n"
 
 
 def _wait_for_guest(user: UserPlaces, verdict: Verdict, deadline: float) -> None:
@@ -97,7 +104,7 @@ def _offer_share(user: UserPlaces, key: str, share: str) -> None:
     if server is None:
         raise NodeError("no sftp-server on this node", hint="install openssh-sftp-server", code="sftp-missing")
     with ours, theirs:
-        argv = sftp_argv(share, server=server, exists=_top_directories())
+        argv = sftp_argv(share, server=server, passwd=str(user.passwd), exists=_top_directories())
         channel.start(argv, environment=channel.environment(key), fds=(ours.fileno(), ours.fileno(), 2))
         command = channel.guest_command("share", _word(share))
         channel.start(

@@ -187,6 +187,11 @@ class UserPlaces:
         return self.root / "payload"
 
     @property
+    def passwd(self) -> Path:
+        """The one line of passwd(5) that a share's server sees."""
+        return self.root / "passwd"
+
+    @property
     def attach_log(self) -> Path:
         return self.root / "attach.log"
 

@@ -8,7 +8,9 @@ def test_a_share_inside_another_is_that_one_s_affair() -> None:
 
 
 def test_the_server_of_a_share_gets_nothing_of_the_host_to_write_but_the_share() -> None:
-    argv = sftp_argv("/data/run 7", server="/usr/lib/openssh/sftp-server", exists=frozenset({"/lib@", "/lib64@"}))
+    argv = sftp_argv(
+        "/data/run 7", server="/usr/lib/openssh/sftp-server", passwd="/p", exists=frozenset({"/lib@", "/lib64@"})
+    )
     writable = [argv[i + 1 : i + 3] for i, word in enumerate(argv) if word == "--bind"]
     assert writable == [["/data/run 7", "/data/run 7"]]
     assert "--unshare-all" in argv
@@ -17,5 +19,5 @@ def test_the_server_of_a_share_gets_nothing_of_the_host_to_write_but_the_share()
 
 
 def test_a_host_without_merged_usr_lends_its_libraries_read_only() -> None:
-    argv = sftp_argv("/w", server="/s", exists=frozenset({"/lib", "/lib64"}))
+    argv = sftp_argv("/w", server="/s", passwd="/p", exists=frozenset({"/lib", "/lib64"}))
     assert argv[argv.index("/lib64") - 1 : argv.index("/lib64") + 2] == ["--ro-bind", "/lib64", "/lib64"]
