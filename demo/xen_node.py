@@ -120,6 +120,7 @@ class Node:
     def _argv(self) -> list[str]:
         layout = self.layout
         xen = f"dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus={CPUS} console=com1 com1=115200,8n1 noreboot=1"
+        xen += " loglvl=warning spec-ctrl=no xpti=no"
         dom0 = "root=/dev/vda rw console=hvc0 net.ifnames=0 quiet mitigations=off"
         shared = [
             word
@@ -134,7 +135,7 @@ class Node:
             *("-cpu", CPU_MODEL, "-smp", str(CPUS), "-m", str(MACHINE_MIB)),
             *("-nodefaults", "-display", "none", "-no-reboot", "-daemonize", "-pidfile", str(layout.pid_file)),
             *("-serial", f"file:{layout.console}"),
-            *("-kernel", str(layout.node / "xen.elf"), "-append", f"{xen} loglvl=warning"),
+            *("-kernel", str(layout.node / "xen.elf"), "-append", xen),
             *("-initrd", f"{layout.node / 'vmlinuz'} {dom0},{layout.node / 'initrd.img'}"),
             *("-drive", f"file={layout.disk},if=none,id=disk,format=raw,cache=unsafe,snapshot=on"),
             *("-device", f"virtio-blk-pci,drive=disk,{VIRTIO}"),
