@@ -125,6 +125,23 @@ def test_the_working_directory_is_shared_both_ways_with_the_umask(guest: GuestIn
     assert stat.S_IMODE((guest.work / "d").stat().st_mode) == 0o750
 
 
+def test_links_mean_what_they_mean_on_the_host(guest: GuestInNamespace) -> None:
+    """Absolute ones too, and those with "..": working directories are full of them."""
+    (guest.work / "data").write_text("events")
+    links = {
+        "absolute": f"{guest.work}/data",
+        "up": f"../{guest.work.name}/data",
+        "beside": "data",
+        "gone": "/no/where",
+    }
+    for name, target in links.items():
+        (guest.work / name).symlink_to(target)
+    done = guest.exec(
+        "sh", "-c", "cat absolute upward beside; for i in absolute upward beside gone; do echo; readlink $i; done"
+    )
+    assert done.stdout.split() == [b"events" * 3, *(target.encode() for target in links.values())], done.stderr
+
+
 def test_the_job_s_umask_is_the_payload_s(guest: GuestInNamespace) -> None:
     assert guest.exec("sh", "-c", "umask", umask=0o027).stdout == b"0027\n"
 
