@@ -130,7 +130,7 @@ def test_links_mean_what_they_mean_on_the_host(guest: GuestInNamespace) -> None:
     (guest.work / "data").write_text("events")
     links = {
         "absolute": f"{guest.work}/data",
-        "up": f"../{guest.work.name}/data",
+        "upward": f"../{guest.work.name}/data",
         "beside": "data",
         "gone": "/no/where",
     }
