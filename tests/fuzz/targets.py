@@ -38,6 +38,7 @@ from lrms_vm.trust.verify_list import claim_listed, open_list
 from tests import lists
 from tests.certs.edit_certs import pem
 from tests.certs.make_certs import Authority, ec_key, ed25519_key, name, person, rsa_key
+from tests.fuzz import lrms_targets
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 CA = Authority.root(name("Test CA"), at=NOW)
@@ -361,6 +362,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "state": read_state,
     "qcow2": read_qcow2,
     "format": read_format,
+    **lrms_targets.TARGETS,
 }
 SEEDS: dict[str, Sequence[bytes]] = {
     "der": [*_CMS, *_CERTIFICATES],
@@ -403,4 +405,5 @@ SEEDS: dict[str, Sequence[bytes]] = {
         b"# Disk DescriptorFile\n",
         b"conectix" + bytes(504),
     ],
+    **lrms_targets.SEEDS,
 }
