@@ -8,6 +8,7 @@
 #   make test-xen        a real Xen host, emulated, and real jobs on it
 #   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
+#   make deb             the Debian package, in build/deb
 #   make bench           the speed goals, as ratios: build/bench/results.json
 
 SHELL := /bin/sh
@@ -16,7 +17,7 @@ STAMPS := build/stamps
 KEEP ?=
 FUZZ ?= 20
 
-.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-xen fuzz bench lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-xen fuzz bench deb lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -63,6 +64,9 @@ fuzz: $(STAMPS)/venv
 
 bench: prerequisites
 	@$(PYTHON) -m bench
+
+deb: prerequisites
+	@packaging/build_deb build/deb
 
 lint: $(STAMPS)/venv
 	$(PYTHON) -m ruff check .

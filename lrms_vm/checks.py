@@ -161,7 +161,10 @@ def _kvm(config: Config) -> Iterator[Finding]:
     except FileNotFoundError:
         yield _answer("/dev/kvm", config.hypervisor != "kvm", "absent", "enable virtualisation in the firmware")
         return
-    group = grp.getgrgid(status.st_gid).gr_name
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:  # a device of another system: a container's, say
+        group = str(status.st_gid)
     ok = status.st_mode & 0o006 == 0o006 or (group == "kvm" and status.st_mode & 0o060 == 0o060)
     found = f"group {group}, mode {stat.S_IMODE(status.st_mode):o}"
     yield _answer("/dev/kvm", ok, found, "chgrp kvm /dev/kvm; chmod 660 /dev/kvm, or each start takes over a minute")

@@ -175,13 +175,15 @@ def program(part: str, target: str) -> bytes:
 
 
 def _slurm_release() -> str:
-    """Of the installed Slurm, e.g. "22.05"; "" where it does not say."""
-    try:
-        said = command.run(["scontrol", "--version"], timeout_s=20.0).decode("utf-8", "replace")
-    except NodeError:
-        return ""
-    found = re.search(r"\b(\d+\.\d+)\.\d", said)
-    return found[1] if found else ""
+    """Of the installed Slurm, e.g. "22.05"; "" where nothing says. slurmd needs no configuration to tell."""
+    for argv in (["slurmd", "-V"], ["scontrol", "--version"]):
+        try:
+            said = command.run(argv, timeout_s=20.0).decode("utf-8", "replace")
+        except NodeError:
+            continue
+        if found := re.search(r"\b(\d+\.\d+)\.\d", said):
+            return found[1]
+    return ""
 
 
 def built(part: str, target: str) -> bytes:

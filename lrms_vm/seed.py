@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +31,7 @@ GENISOIMAGE = "/usr/bin/genisoimage"
 MOUNTED = "/run/lrms_vm/seed"  # in the guest
 SHELL = "/bin/sh"  # in the guest: whatever the user's is on the host, it may not be in the image
 MAX_GUEST_PROGRAM_BYTES = 16 << 20
+_PACKAGED = Path(sys.prefix) / "built" / "lrms-vm-guest"
 _INSTALLED = Path(__file__).resolve().parent.parent / "guest" / "lrms-vm-guest"
 
 
@@ -57,7 +59,9 @@ class Site(Protocol):
 
 def guest_program(config: Site) -> Path:
     """Where the program for the guest is on this node."""
-    return Path(config.guest_program) if config.guest_program else _INSTALLED
+    if config.guest_program:
+        return Path(config.guest_program)
+    return _PACKAGED if _PACKAGED.exists() else _INSTALLED
 
 
 def make(
