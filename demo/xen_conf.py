@@ -20,7 +20,8 @@ NODE_MEMORY_MB = 3800  # of guests: what Xen has free, with MACHINE_MIB and DOM0
 PREFIX = PurePosixPath("/opt/lrms_vm")
 KERNEL_PLACE = PurePosixPath("/var/lib/lrms_vm-site")  # the site's kernels, on the node
 CA_PLACE = PurePosixPath("/etc/grid-security/certificates")
-CMDLINE = "root=/dev/xvda rw console=hvc0 quiet"
+# sysrq: tests have a guest's kernel panic from outside (`xl sysrq`)
+CMDLINE = "root=/dev/xvda rw console=hvc0 quiet sysrq_always_enabled"
 
 # Nothing of this is needed by what is tested, and each takes seconds of an emulated start.
 MASKED = (

@@ -120,7 +120,7 @@ class Node:
     def _argv(self) -> list[str]:
         layout = self.layout
         xen = f"dom0_mem={DOM0_MIB}M,max:{DOM0_MIB}M dom0_max_vcpus={CPUS} console=com1 com1=115200,8n1 noreboot=1"
-        xen += " loglvl=warning spec-ctrl=no xpti=no"
+        xen += " loglvl=warning bootscrub=0 spec-ctrl=no xpti=no"
         dom0 = "root=/dev/vda rw console=hvc0 net.ifnames=0 quiet mitigations=off"
         shared = [
             word

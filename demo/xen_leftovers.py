@@ -1,0 +1,84 @@
+"""What is in dom0 that a job may leave there. Shares no code with teardown.py: it must find what that forgets.
+
+Everything is listed, whosever it is: a test compares with what was there before any guest.
+"""
+
+from __future__ import annotations
+
+import time
+
+from demo.xen_node import Node
+
+# Runs in dom0; a line for each thing. A process counts when it works for a guest: by name, by our mark, by a key.
+LOOK = r"""
+import os, re, subprocess
+
+def lines(*argv):
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.stdout.splitlines()
+
+def names(path):
+    try:
+        return os.listdir(path)
+    except FileNotFoundError:
+        return []
+
+for line in lines("xl", "list")[1:]:
+    print("domain", line.split()[0], line.split()[1])
+for place in ("/local/domain", "/libxl", "/vm"):
+    for name in lines("xenstore-list", place):
+        print("xenstore", place, name)
+for kind in lines("xenstore-list", "/local/domain/0/backend"):
+    for name in lines("xenstore-list", "/local/domain/0/backend/" + kind):
+        print("xenstore backend", kind, name)
+for line in lines("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE"):
+    print("loop device", line)
+for name in names("/sys/class/net"):
+    print("network interface", name)
+for line in lines("nft", "list", "tables"):
+    print("nft", line)
+for line in open("/proc/self/mountinfo"):
+    print("mount", " ".join(line.split()[3:5]))
+for place in ("jobs", "verdicts", "locks"):
+    for name in names("/run/lrms_vm/" + place):
+        print("run", place, name)
+for place in ("jobs", "leases", "ingest", "locks"):
+    for name in names("/var/lib/lrms_vm/" + place):
+        print("state", place, name)
+for name in names("/run/xen"):
+    if name.startswith("qmp-"):
+        print("socket", name)
+for name in names("/dev/mapper"):
+    print("device-mapper", name)
+for pid in names("/proc"):
+    if not pid.isdigit():
+        continue
+    try:
+        words = open(f"/proc/{pid}/cmdline", "rb").read().split(b"\0")
+        environment = open(f"/proc/{pid}/environ", "rb").read()
+    except OSError:
+        continue
+    text = b" ".join(words).decode("utf-8", "replace")
+    ours = b"LRMS_VM_KEY=" in environment or re.search(r"slurm-\d+\.", text)
+    if ours or b"qemu" in words[0]:
+        print("process", text[:160])
+"""
+
+# Of the cache, whose lock files stay, and of units that systemd starts.
+USUAL = ("state locks", "mount / /run/credentials")
+
+
+def look(node: Node) -> frozenset[str]:
+    """One line for each thing. Raises `DemoError`."""
+    said = node.run("python3 -I -", stdin=LOOK.encode(), timeout_s=60)
+    return frozenset(line for line in said.splitlines() if not line.startswith(USUAL))
+
+
+def search(node: Node, before: frozenset[str], *, timeout_s: float = 20) -> list[str]:
+    """What is there now and was not before; waits for what is about to go. Empty when nothing is left."""
+    deadline = time.monotonic() + timeout_s
+    while left := sorted(look(node) - before):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.5)
+    return left
