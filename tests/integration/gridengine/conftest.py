@@ -53,6 +53,11 @@ class Desk:
     def layout(self) -> Layout:
         return self.engine.layout
 
+    @property
+    def node(self) -> str:
+        """What names this host's directories."""
+        return NODE
+
     def qsub(
         self,
         *arguments: str,
@@ -105,9 +110,10 @@ class Desk:
             pause_s=0.3,
         )
 
-    def nothing_left(self, job_id: int, *, timeout_s: float = 10) -> None:
+    def nothing_left(self, job_id: int, *, tasks: int = 2, timeout_s: float = 10) -> None:
         """No domain, process, overlay, seed, mount, cgroup, verdict, record, lease; the queue takes jobs."""
-        keys = [f"gridengine-{job_id}{task}.{self.engine.host}" for task in ("", "-1", "-2")]
+        names = (str(job_id), *(f"{job_id}-{task + 1}" for task in range(tasks)))
+        keys = [f"gridengine-{name}.{self.engine.host}" for name in names]
         found = ["?"]
         deadline = time.monotonic() + timeout_s
         while found and time.monotonic() < deadline:

@@ -36,9 +36,9 @@ def batch(engine: GridEngine) -> Iterator[Batch]:
     ids["binary"] = desk.qsub("-b", "y", "/bin/echo", "a  b", "$HOME", image=None)
     ids["0"] = desk.qsub("-l", "vm_capable=TRUE", script=WHERE + "id -un; pwd; exit 0\n")
     ids["array"] = desk.qsub("-t", "1-2", script=WHERE + "exit $SGE_TASK_ID\n")
-    ids["7"] = desk.qsub(
-        "-l", "h_vmem=900M", script=WHERE + 'printf "%s|" "$@"; exit 7\n', script_arguments=["a", "b  c"]
-    )
+    joined = ["-j", "y", "-l", "h_vmem=900M"]
+    text = WHERE + 'echo on stderr >&2; printf "%s|" "$@"; exit 7\n'
+    ids["7"] = desk.qsub(*joined, script=text, script_arguments=["a", "b  c"])
     ids["127"] = desk.qsub("-b", "y", "/no/such/program")
     ids["signal"] = desk.qsub("-S", "/bin/sh", script=WHERE + "kill -SEGV $$\n")
     ids["error"] = desk.qsub(script=WHERE + "exit 100\n")
@@ -67,7 +67,8 @@ def test_an_image_in_the_jobs_environment(batch: Batch) -> None:
 
 def test_an_exit_code_and_arguments(batch: Batch) -> None:
     code, output = batch.end("7")
-    assert (code, output) == (7, "in the guest\na|b  c|")
+    assert output.count("on stderr\n") == 1, "-j y"
+    assert (code, output.replace("on stderr\n", "")) == (7, "in the guest\na|b  c|")
 
 
 @pytest.mark.parametrize("task", [1, 2])
