@@ -24,6 +24,8 @@ from lrms_vm.water_marks import Limits
 DEFAULT_PATH = Path("/etc/lrms_vm/lrms_vm.toml")
 MAX_BYTES = 1 << 20
 HYPERVISORS = ("qemu", "kvm", "xen")
+CONFINE = ("required", "if-possible", "off")
+SICK_NODE = ("drain", "no-vm")
 _PLACES = ("/", "http://", "https://")
 
 
@@ -61,7 +63,9 @@ class Config:
     hypervisor: str = "kvm"  # "qemu" is software emulation and must be said: falling back to it silently is wrong
     libvirt_uri: str = "qemu:///system"
     hypervisor_user: str = "libvirt-qemu"  # whom libvirt runs qemu as
-    memory_overhead_mib: int = 192  # kept back from the allocation for the hypervisor process itself
+    memory_overhead_mib: int = 0  # kept back from the allocation for the hypervisor process. 0: computed (overhead.py)
+    confine: str = "required"  # guests in the job's cgroup: "required", "if-possible" (then said in the log), "off"
+    sick_node: str = "drain"  # or "no-vm": a node whose hypervisor is sick loses its VM feature only (Slurm)
     memory_default_mib: int = 1024  # a guest's, where the batch system does not count memory
     network: str = "none"  # what a guest gets when the job does not say
     networks_allowed: tuple[str, ...] = ("none",)
@@ -229,8 +233,9 @@ def _contradictions(config: Config) -> list[str]:
         problems.append(f"http_ca_file: expected an absolute path, got {config.http_ca_file!r}")
     if config.http_proxy and re.fullmatch(r"http://[A-Za-z0-9.\[\]:-]{1,250}/?", config.http_proxy, re.ASCII) is None:
         problems.append(f"http_proxy: expected http://HOST:PORT, got {config.http_proxy!r:.80}")
-    if config.hypervisor not in HYPERVISORS:
-        problems.append(f"hypervisor: expected one of {', '.join(HYPERVISORS)}, got {config.hypervisor!r}")
+    for key, words in (("hypervisor", HYPERVISORS), ("confine", CONFINE), ("sick_node", SICK_NODE)):
+        if getattr(config, key) not in words:
+            problems.append(f"{key}: expected one of {', '.join(words)}, got {getattr(config, key)!r}")
     if config.kernel and config.kernel not in config.kernels:
         problems.append(f"kernel: there is no [kernels.{config.kernel}]")
     for name in (n for n, f in _SETTINGS.items() if isinstance(f.default, int)):

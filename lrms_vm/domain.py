@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from lrms_vm import overhead
 from lrms_vm.errors import ConfigError, RequestError
 from lrms_vm.image import VerifiedImage
 from lrms_vm.paths import JobPlaces
@@ -84,25 +85,35 @@ class Site(Protocol):
 
 
 def describe(
-    request: Request, allocation: Allocation, image: VerifiedImage, *, config: Site, places: JobPlaces
+    request: Request,
+    allocation: Allocation,
+    image: VerifiedImage,
+    *,
+    config: Site,
+    places: JobPlaces,
+    kernel_bytes: int = 0,
 ) -> Domain:
     """Decide what the job's guest is. Raises `RequestError` for what the site does not give, `ConfigError`.
 
-    A request can only make the guest smaller than the allocation, never larger.
+    A request can only make the guest smaller than the allocation, never larger. `kernel_bytes`: as overhead.py.
     """
-    return replace(outline(request, allocation, config=config, places=places), base_path=image.path)
+    made = outline(request, allocation, config=config, places=places, kernel_bytes=kernel_bytes)
+    return replace(made, base_path=image.path)
 
 
-def outline(request: Request, allocation: Allocation, *, config: Site, places: JobPlaces) -> Domain:
+def outline(
+    request: Request, allocation: Allocation, *, config: Site, places: JobPlaces, kernel_bytes: int = 0
+) -> Domain:
     """The same without an image: to be looked at (`lrms-vm render`), not to be started. Raises like `describe`."""
     kernel = _kernel(request, config)
     network = _network(request, config)
     user, _, group = config.hypervisor_user.partition(":")
+    vcpus = min(request.cpus or allocation.cpus, allocation.cpus)
     return Domain(
         name=NAME_PREFIX + allocation.key,
         hypervisor=config.hypervisor,
-        memory_mib=_memory_mib(request, allocation, config),
-        vcpus=min(request.cpus or allocation.cpus, allocation.cpus),
+        memory_mib=_memory_mib(request, allocation, config, vcpus, kernel_bytes),
+        vcpus=vcpus,
         base_path=NO_IMAGE,
         overlay_path=str(places.overlay),
         seed_path=str(places.seed),
@@ -141,23 +152,28 @@ def compare(domain: Domain, xml_text: str) -> None:
     require(_xen(domain) if domain.hypervisor == "xen" else _qemu(domain), xml_text)
 
 
-def _memory_mib(request: Request, allocation: Allocation, config: Site) -> int:
+def _memory_mib(request: Request, allocation: Allocation, config: Site, vcpus: int, kernel_bytes: int) -> int:
     """What the guest gets: all that the batch system counts, less what the hypervisor process itself needs."""
     if allocation.memory_mib is None:
-        limit_mib = config.memory_default_mib
+        limit_mib, least_mib = config.memory_default_mib, MIN_MEMORY_MIB
         whence = f"{config.memory_default_mib} MiB is what the site gives where memory is not counted"
     else:
-        limit_mib = allocation.memory_mib - config.memory_overhead_mib
-        whence = (
-            f"{allocation.memory_mib} MiB of the job less {config.memory_overhead_mib} MiB for the hypervisor "
-            f"is {limit_mib} MiB"
-        )
+        total_mib = allocation.memory_mib
+        kind = config.hypervisor
+        if kept_mib := config.memory_overhead_mib:
+            limit_mib, least_mib = total_mib - kept_mib, MIN_MEMORY_MIB + kept_mib
+        else:
+            limit_mib = overhead.guest_mib(total_mib, kind, vcpus=vcpus, kernel_bytes=kernel_bytes)
+            least_mib = MIN_MEMORY_MIB + overhead.overhead_mib(
+                MIN_MEMORY_MIB, kind, vcpus=vcpus, kernel_bytes=kernel_bytes
+            )
+        whence = f"{total_mib} MiB of the job less {total_mib - limit_mib} MiB for the hypervisor is {limit_mib} MiB"
     memory_mib = min(request.memory_mib or limit_mib, limit_mib)
     if memory_mib < MIN_MEMORY_MIB:
         raise RequestError(
             f"memory: the guest would get {memory_mib} MiB, at least {MIN_MEMORY_MIB} MiB are needed ({whence}"
             + (f"; --vm-memory says {request.memory_mib} MiB)" if request.memory_mib else ")"),
-            hint=f"ask for at least {MIN_MEMORY_MIB + config.memory_overhead_mib} MiB",
+            hint=f"ask for at least {least_mib} MiB",
             code="memory-too-small",
         )
     return memory_mib

@@ -35,6 +35,14 @@ def require_digests(kernel: Kernel, places: Places) -> None:
             raise NodeError(f"{path}: cannot check: {error.strerror}", code="kernel-missing") from error
 
 
+def size_bytes(kernel: Kernel) -> int:
+    """Of vmlinuz and initrd, which QEMU keeps in its memory. Raises `NodeError`."""
+    try:
+        return sum(os.stat(path).st_size for path in (kernel.vmlinuz, kernel.initrd))
+    except OSError as error:
+        raise NodeError(f"{error.filename}: cannot look: {error.strerror}", code="kernel-missing") from error
+
+
 def _noted(note: Path) -> object:
     try:
         return json.loads(note.read_bytes())

@@ -53,8 +53,11 @@ def test_cpus_are_at_most_the_allocations(asked: str, given: int) -> None:
 
 
 def test_too_little_memory_is_refused_with_the_numbers() -> None:
-    text = refused("memory-too-small", allocation=replace(ALLOCATION, memory_mib=256))
+    small = replace(ALLOCATION, memory_mib=256)
+    text = refused("memory-too-small", allocation=small, config=replace(CONFIG, memory_overhead_mib=192))
     assert "256 MiB" in text and "192 MiB" in text and "320 MiB" in text
+    assert "305 MiB" in refused("memory-too-small", allocation=small)
+    assert describe(allocation=replace(ALLOCATION, memory_mib=305)).memory_mib == 128
     refused("memory-too-small", memory="64M")
 
 
