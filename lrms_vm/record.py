@@ -3,6 +3,9 @@
 `record.jsonl` is append-only: one JSON object a line. A line cut short by a crash is the last one and is ignored:
 the step it announced had not begun. The record lives in run_dir, which a reboot empties together with the guests;
 what survives a reboot (disks, leases) is found by name.
+
+`VERSION` goes up when a job leaves something that a teardown of before would not undo: such a teardown then refuses.
+Older versions are read for ever: programs are upgraded while jobs run.
 """
 
 from __future__ import annotations
@@ -89,7 +92,10 @@ class Record:
 
 
 def read(path: Path) -> Noted:
-    """Read a record; an absent one notes nothing. Damaged lines are passed over: teardown works by name as well."""
+    """Read a record; an absent one notes nothing. Damaged lines are passed over: teardown works by name as well.
+
+    Raises `NodeError`, also for a record by a newer version: it may list what this one does not know to undo.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES)
@@ -104,9 +110,19 @@ def read(path: Path) -> Noted:
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), str):
+            _require_known(entry.get("version", VERSION), path)
             noted.steps[entry["step"]] = entry
         elif (
             isinstance(entry, dict) and isinstance(entry.get("phase"), str) and isinstance(entry.get("ms"), int | float)
         ):
             noted.phases_ms[entry["phase"]] = noted.phases_ms.get(entry["phase"], 0.0) + float(entry["ms"])
     return noted
+
+
+def _require_known(version: Any, path: Path) -> None:
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise NodeError(
+            f"{path}: a record of version {version!r:.20}, this lrms_vm knows up to {VERSION}; nothing is touched",
+            hint="install the newer lrms_vm again, then `lrms-vm reap`",
+            code="record-newer",
+        )

@@ -74,7 +74,10 @@ def teardown(
     """
     job = places.job(key)
     started = time.monotonic()
-    noted = record.read(job.record)
+    try:
+        noted = record.read(job.record)
+    except NodeError as error:
+        return [Leftover("record", str(job.record), str(error))]  # what else there is to undo nobody knows
     leftovers: list[Leftover] = []
 
     def undo(what: str, where: str, step: Callable[[], None]) -> None:
