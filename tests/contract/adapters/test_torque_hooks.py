@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import shlex
 import subprocess
 import sys
@@ -181,6 +183,16 @@ def test_only_what_was_counted_starts_the_job_again(node: Node, python: int, tol
     assert node.prologue("other=vm:a") == told
 
 
+def test_a_server_that_hangs_is_asked_for_five_seconds_and_no_more(node: Node) -> None:
+    """Where trqauthd does not run, qstat hangs for minutes: pbs_mom would kill the hook, and start the job again."""
+    node.program(node.root / "bin" / "qstat", "exec sleep 60")
+    (node.mom_priv / "jobs" / "42.tqa.JB").write_text('<job><Variable_List flags="1">X=1</Variable_List></job>')
+    begin = time.monotonic()
+    assert node.prologue() == 0
+    assert 4 < time.monotonic() - begin < 9
+    assert node.started() == []
+
+
 def test_a_python_that_is_gone_aborts_the_job_instead_of_starting_it_for_ever(node: Node) -> None:
     (node.root / "python").unlink()
     assert node.prologue("other=vm:a") == 1
@@ -335,6 +347,32 @@ def test_a_verdict_leads_into_the_guest(node: Node) -> None:
     path = node.verdict("torque-42-1.n1")
     done = node.call("starter", "/bin/bash", PBS_JOBID="42[1].tqa")
     assert done.stdout == f"exec exec --lrms torque --verdict {path} -- /bin/bash\n"
+
+
+def test_an_interactive_shell_keeps_its_terminal_on_the_way_into_the_guest(node: Node) -> None:
+    """`qsub -I`: what the starter runs in the shell's place has the user's pty, and nothing of it was read."""
+    path = node.verdict()
+    code = (
+        "import os, sys; from lrms_vm import starter; "
+        "words = starter.command_of('torque', sys.argv[sys.argv.index('--') + 1:], os.environ, script=False).words; "
+        "print(words, os.isatty(0), os.isatty(1), os.ttyname(0), sys.stdin.readline())"
+    )
+    Node.program(node.root / "exec", f'cd {CHECKOUT}; exec {sys.executable} -c "{code}" "$@"')
+    ours, theirs = pty.openpty()
+    environ = {"PATH": "/bin:/usr/bin", "PBS_JOBID": "42.tqa", "PBS_ENVIRONMENT": "PBS_INTERACTIVE"}
+    shell = subprocess.Popen(
+        [node.root / "starter", "/bin/bash"], env=environ, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.write(ours, b"typed ahead\n")
+    assert shell.wait(30) == 0
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the last of its ends was closed
+        while part := os.read(ours, 4096):
+            said += part
+    os.close(ours)
+    assert "('/bin/bash',) True True /dev/pts/" in said.decode(), path
+    assert said.decode().rstrip().endswith("typed ahead")
 
 
 @pytest.mark.parametrize("asked_by", ["variable", "marker", "qstat"])
