@@ -7,6 +7,7 @@ deadline. What it may still do then is undone by name, by the teardown that foll
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import threading
@@ -32,8 +33,12 @@ _NATIVE_HINT = "only the libvirt driver of that hypervisor can: ask on a node th
 class Hypervisor(Protocol):
     """What the lifecycle needs. `deadline` is a time.monotonic() value; everything raises `NodeError`."""
 
-    def create(self, xml: str, *, deadline: float) -> None:
-        """Start a transient domain. Code "domain-exists" when there is one of that name."""
+    def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
+        """Start a transient domain. Code "domain-exists" when there is one of that name.
+
+        `confine` gets the pid of its process before its first instruction; where the hypervisor has none for a
+        domain (Xen), it is not called. What it raises is raised.
+        """
 
     def destroy(self, name: str, *, deadline: float) -> None:
         """End a domain; one that is absent is fine. Returns only when domain and process are gone."""
@@ -60,10 +65,20 @@ class Libvirt:
         self._connection: libvirt.virConnect | None = None
         libvirt.registerErrorHandler(_silent, None)  # otherwise libvirt prints each error on stderr
 
-    def create(self, xml: str, *, deadline: float) -> None:
-        self._call(
-            "start the domain", "domain-create-failed", deadline, lambda connection: connection.createXML(xml, 0)
+    def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
+        paused = confine is not None and self._local_qemu
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        name = self._call(
+            "start the domain", "domain-create-failed", deadline, lambda c: str(c.createXML(xml, flags).name())
         )
+        if confine is None or not paused:
+            return
+        try:
+            pid = int((self._qemu_run / f"{name}.pid").read_text())
+        except (OSError, ValueError) as error:
+            raise NodeError(f"{self._qemu_run}/{name}.pid: cannot read: {error}", code="domain-create-failed") from error
+        confine(pid)
+        self._call("start the domain's cpus", "domain-create-failed", deadline, lambda c: c.lookupByName(name).resume())
 
     def destroy(self, name: str, *, deadline: float) -> None:
         process = self._process(name)
@@ -135,9 +150,14 @@ class Libvirt:
     def _hint(self) -> str:
         return _HINT.format(uri=self._uri)
 
+    @property
+    def _local_qemu(self) -> bool:
+        """Whether domains are processes of this node with libvirt's pid files."""
+        return re.match(r"qemu(\+unix)?:///system(\?|$)", self._uri) is not None
+
     def _process(self, name: str) -> int | None:
         """A descriptor (pidfd_open(2)) of the domain's qemu, by libvirt's pid file; None: there is none."""
-        if not self._uri.startswith("qemu:///system") or "/" in name:
+        if not self._local_qemu or "/" in name:
             return None
         try:
             pid = int((self._qemu_run / f"{name}.pid").read_text())

@@ -21,8 +21,9 @@ class FakeHypervisor:
     domains: dict[str, str] = field(default_factory=dict)  # name: xml
     calls: list[tuple[str, str]] = field(default_factory=list)
     on_create: Callable[[str], None] | None = None
+    process: int | None = None  # whose pid a guest's process has, where it has one
 
-    def create(self, xml: str, *, deadline: float) -> None:
+    def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
         self._called("create", xml)
         if self.refuses:
             raise NodeError(f"libvirt: cannot start the domain: {self.refuses}", code="domain-create-failed")
@@ -38,6 +39,8 @@ class FakeHypervisor:
             if path.parent.is_dir():
                 path.touch()
         self.domains[name] = xml
+        if confine is not None and self.process is not None:
+            confine(self.process)
         if self.on_create is not None:
             self.on_create(name)
 

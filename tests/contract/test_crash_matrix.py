@@ -39,7 +39,7 @@ class DirectoryHypervisor:
         self._directory = directory
         directory.mkdir(exist_ok=True)
 
-    def create(self, xml: str, *, deadline: float) -> None:
+    def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
         tree = ElementTree.fromstring(xml)
         (self._directory / str(tree.findtext("name"))).write_text(xml)
         channel = tree.find("./devices/channel/source")
