@@ -76,7 +76,9 @@ class Libvirt:
         try:
             pid = int((self._qemu_run / f"{name}.pid").read_text())
         except (OSError, ValueError) as error:
-            raise NodeError(f"{self._qemu_run}/{name}.pid: cannot read: {error}", code="domain-create-failed") from error
+            raise NodeError(
+                f"{self._qemu_run}/{name}.pid: cannot read: {error}", code="domain-create-failed"
+            ) from error
         confine(pid)
         self._call("start the domain's cpus", "domain-create-failed", deadline, lambda c: c.lookupByName(name).resume())
 
