@@ -6,6 +6,7 @@ import argparse
 import importlib
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ exit codes: 64 usage, 69 node at fault, 70 guest lost, 75 try again later, 77 re
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Errors of ours become one line on stderr."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # the libraries': of an odd certificate the user learns by our refusal
     arguments = _config_first(sys.argv[1:] if argv is None else argv)
     parser = _parser(_verb_of(arguments))
     args = parser.parse_args(arguments)

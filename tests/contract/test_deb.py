@@ -68,7 +68,7 @@ def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Debian:
     sources = build._write_sources("bookworm", work)
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join((*names, 'slurm-client'))}",
-         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=force-unsafe-io",
          "bookworm", work / "root", *sources],
         check=True, timeout=600, capture_output=True,
     )  # fmt: skip
