@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lrms_vm import cache, channel, domain, journal, keys, overlay, provenance, seed, sidefiles, site_kernel
+from lrms_vm import cache, channel, domain, journal, keys, overhead, overlay, provenance, seed, sidefiles, site_kernel
 from lrms_vm.account import Account, look_up
 from lrms_vm.admission import Admission
+from lrms_vm.cgroups import Confinement, Held
 from lrms_vm.command import remaining_s, spawn_detached
 from lrms_vm.config import Config
 from lrms_vm.decision import Decision, JobDecision
@@ -64,6 +65,7 @@ class Actors:
     fetch: Fetcher
     decision: Decision
     python: str  # interpreter for attach; ordinary users must be able to run it
+    confinement: Confinement | None = None  # None: the site's confine = "off", and tests
     on_note: Callable[[str], None] | None = None  # the crash tests' way in, see record.Record
 
 
@@ -84,7 +86,11 @@ def prologue(
         request, allocation, account, record, config=config, actors=actors, deadline=deadline
     )
     request = within(claim, request, network=config.network)
-    described = domain.describe(request, allocation, image, config=config, places=job)
+    kernel = config.kernels.get(request.kernel or config.kernel)
+    kernel_bytes = site_kernel.size_bytes(kernel) if kernel else 0
+    described = domain.describe(
+        request, allocation, image, config=config, places=job, kernel_bytes=kernel_bytes
+    )
     with record.phase("kernel"):
         site_kernel.require_digests(config.kernels[request.kernel or config.kernel], places)
     with record.phase("overlay"):
@@ -102,14 +108,17 @@ def prologue(
         xml = domain.render(described, template_text(config, described.hypervisor))
         domain.compare(described, xml)
         _write(job.domain_xml, xml.encode(), 0o600)
+    with record.phase("cgroup"):
+        held = _hold(described, allocation, record, actors, kernel_bytes)
     with record.phase("create"):
         record.note("domain", name=described.name)
-        actors.hypervisor.create(xml, deadline=deadline)
+        actors.hypervisor.create(xml, deadline=deadline, confine=held.enter if held else None)
     with record.phase("hand over"):
         record.note("channel", path=str(job.channel))
         _hand_over(job, account, pair)
         record.note("verdict", path=str(places.verdict(allocation.key)))
         verdict = _ready(request, allocation, account, facts, job, shares, config, started_at)
+        verdict = replace(verdict, memory_cgroup=held.memory_path if held else "")
         write_verdict_file(places, verdict, gid=account.gid)
         record.note("attach")
         session = spawn_detached(
@@ -119,6 +128,23 @@ def prologue(
             environment=channel.environment(allocation.key),
         )
     record.note("done", session=session, seconds=round(time.time() - started_at, 3))
+
+
+def _hold(
+    described: domain.Domain, allocation: Allocation, record: Record, actors: Actors, kernel_bytes: int
+) -> Held | None:
+    """The job's cgroups for the hypervisor's process, which is not there yet. None: nothing holds it. `NodeError`."""
+
+    def note(paths: list[str], why: str) -> None:
+        record.note("cgroup", paths=paths, **({"why": why} if why else {}))
+
+    if actors.confinement is None or described.hypervisor == "xen":
+        note([], "Xen itself bounds its guests" if described.hypervisor == "xen" else "off")
+        return None
+    memory_mib = allocation.memory_mib or described.memory_mib + overhead.overhead_mib(
+        described.memory_mib, described.hypervisor, vcpus=described.vcpus, kernel_bytes=kernel_bytes
+    )
+    return actors.confinement.hold(allocation, memory_mib=memory_mib, cpus=described.vcpus, note=note)
 
 
 def refuse(error: LrmsVmError, allocation: Allocation, *, places: Places) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from lrms_vm.anchors import CaDirectory
+from lrms_vm.cgroups import Confinement
 from lrms_vm.config import Config
 from lrms_vm.decision import Decision
 from lrms_vm.fetch import Fetch
@@ -32,5 +33,9 @@ def fetcher(config: Config) -> Fetch:
 def actors(config: Config) -> Actors:
     """Raises as `decision`."""
     return Actors(
-        hypervisor=hypervisor(config), fetch=fetcher(config), decision=decision(config), python=sys.executable
+        hypervisor=hypervisor(config),
+        fetch=fetcher(config),
+        decision=decision(config),
+        python=sys.executable,
+        confinement=None if config.confine == "off" else Confinement(required=config.confine == "required"),
     )

@@ -30,8 +30,11 @@ def facts(image: VerifiedImage, claim: Claim, version: str | None) -> dict[str, 
     return {key: value for key, value in known.items() if value}
 
 
-def line(key: str, user: str, image: Mapping[str, str], *, code: str = "accepted") -> str:
-    """One verdict. `image` is `facts`, or of a refused one its `name` as the job said it.
+def line(
+    key: str, user: str, image: Mapping[str, str], *, code: str = "accepted", used: Mapping[str, float | int] | None = None
+) -> str:
+    """One verdict. `image` is `facts`, or of a refused one its `name` as the job said it. `used`: of an ended job, what
+    its guest took (cgroup_paths.Usage.facts).
 
     >>> line("local-1.n", "alice", {"name": "a", "version": "2", "signer": "CN=A B"})
     'job=local-1.n user=alice image=a@2 signer="CN=A B" verdict=accepted code=accepted'
@@ -45,6 +48,7 @@ def line(key: str, user: str, image: Mapping[str, str], *, code: str = "accepted
         **({"version": image["list_version"]} if "list_version" in image else {}),
         "verdict": "accepted" if code == "accepted" else "refused",
         "code": code,
+        **{word: str(value) for word, value in (used or {}).items()},
     }
     return " ".join(f"{word}={_quoted(value)}" for word, value in words.items())
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrms_vm import cache, record
+from lrms_vm import cache, cgroups, journal, provenance, record
 from lrms_vm.domain import NAME_PREFIX
 from lrms_vm.errors import LrmsVmError, NodeError
 from lrms_vm.guest import Hypervisor
@@ -97,8 +97,18 @@ def teardown(
     undo("lease", key, lambda: cache.release(places, key))
     if noted.steps:
         undo("history", key, lambda: _write_history(places, key, job, noted, (time.monotonic() - started) * 1e3))
+    undo("cgroup", key, lambda: cgroups.remove(key))
     undo("run directory", str(job.run), lambda: _remove_tree(job.run))
     return leftovers
+
+
+def read_history(places: Places, key: str) -> dict[str, Any]:
+    """What was kept of an ended job; empty where nothing was."""
+    try:
+        values = json.loads((places.history / f"{key}.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> set[str]:
@@ -177,7 +187,7 @@ def _remove_tree(path: Path) -> None:
 
 
 def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted, teardown_ms: float) -> None:
-    """Keep the job's phases and provenance; the newest `KEEP_HISTORY` of them."""
+    """Keep the job's phases, provenance and what its guest took; the newest `KEEP_HISTORY` of them."""
     begin = noted.steps.get("begin", {})
     phases = dict(noted.phases_ms)
     for path in (job.user.ready, job.user.payload):
@@ -191,7 +201,11 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
         "image": noted.steps.get("verified", {}).get("image", {}),
         "complete": noted.complete,
         "phases_ms": phases,
+        "used": cgroups.measure(key).facts,
     }
+    if history["image"]:
+        words = provenance.line(key, str(begin.get("user", "")), history["image"], used=history["used"])
+        journal.say("info", "ended", words)
     places.history.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = places.history / f"{key}.json"
     fresh = path.with_name(f".{path.name}.new")

@@ -36,6 +36,7 @@ class Verdict:
     boot_timeout_s: int = 300
     started_at: float = 0.0  # time.time() of the prologue's start; for the phase timeline only
     image: dict[str, str] = field(default_factory=dict)  # name, digest, signer, rule
+    memory_cgroup: str = ""  # where the kernel counts the guest's memory; "": nowhere of its own
 
 
 def write_verdict(verdict: Verdict) -> bytes:

@@ -87,6 +87,8 @@ def _exec(args: argparse.Namespace) -> int:
             timing=args.timing,
         )
     except GuestLost:
+        if verdict.memory_cgroup:
+            _say_if_lost_to_memory(verdict)
         print("lrms-vm: the end of the guest's console:", file=sys.stderr)
         for line in payload.console_tail(job.console):
             print(f"  | {line}", file=sys.stderr)
@@ -94,6 +96,14 @@ def _exec(args: argparse.Namespace) -> int:
     if result.signal is not None:
         payload.die_by(result.signal)
     return result.exit_code if result.exit_code is not None else GuestLost.exit_code
+
+
+def _say_if_lost_to_memory(verdict: Verdict) -> None:
+    """Where the kernel's count says so, that is the reason: exit code 70 like every guest that was lost."""
+    from lrms_vm import cgroups
+
+    if why := cgroups.lost_to_memory(verdict.memory_cgroup):
+        raise GuestLost(why, hint="ask for more memory (--mem), or use less in the job", code="guest-memory") from None
 
 
 def _fill_standard_descriptors() -> None:

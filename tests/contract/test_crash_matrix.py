@@ -29,7 +29,7 @@ from lrms_vm.lifecycle import Actors
 from lrms_vm.request import Allocation, Request, parse_request
 from lrms_vm.trust.verify import Claim, Endorsement
 
-TEARDOWN_STEPS = ("verdict", "attach", "domain", "disks", "lease", "history", "run directory")
+TEARDOWN_STEPS = ("verdict", "attach", "domain", "disks", "lease", "history", "cgroup", "run directory")
 
 
 class DirectoryHypervisor:
