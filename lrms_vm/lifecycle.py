@@ -88,9 +88,7 @@ def prologue(
     request = within(claim, request, network=config.network)
     kernel = config.kernels.get(request.kernel or config.kernel)
     kernel_bytes = site_kernel.size_bytes(kernel) if kernel else 0
-    described = domain.describe(
-        request, allocation, image, config=config, places=job, kernel_bytes=kernel_bytes
-    )
+    described = domain.describe(request, allocation, image, config=config, places=job, kernel_bytes=kernel_bytes)
     with record.phase("kernel"):
         site_kernel.require_digests(config.kernels[request.kernel or config.kernel], places)
     with record.phase("overlay"):

@@ -31,7 +31,12 @@ def facts(image: VerifiedImage, claim: Claim, version: str | None) -> dict[str, 
 
 
 def line(
-    key: str, user: str, image: Mapping[str, str], *, code: str = "accepted", used: Mapping[str, float | int] | None = None
+    key: str,
+    user: str,
+    image: Mapping[str, str],
+    *,
+    code: str = "accepted",
+    used: Mapping[str, float | int] | None = None,
 ) -> str:
     """One verdict. `image` is `facts`, or of a refused one its `name` as the job said it. `used`: of an ended job, what
     its guest took (cgroup_paths.Usage.facts).

@@ -21,11 +21,24 @@ from typing import Any
 
 from lrms_vm.errors import NodeError
 
-VERSION = 2  # 2: cgroups
+VERSION = 1
 MAX_BYTES = 1 << 20
 
 # Every step that changes the world, in order. The crash tests kill the prologue before and after each.
-STEPS = ("begin", "lease", "verified", "disk_dir", "overlay", "seed", "cgroup", "domain", "channel", "verdict", "attach", "done")
+STEPS = (
+    "begin",
+    "lease",
+    "verified",
+    "disk_dir",
+    "overlay",
+    "seed",
+    "cgroup",
+    "domain",
+    "channel",
+    "verdict",
+    "attach",
+    "done",
+)
 
 
 @dataclass(frozen=True)
