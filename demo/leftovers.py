@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,9 +71,9 @@ def mounts(key: str) -> list[str]:
 
 
 def cgroups(name: str) -> list[Path]:
-    """libvirt names a domain's cgroups machine/qemu-N-NAME...; both hierarchies, one level below each controller."""
-    places = [*CGROUPS.glob("machine*"), *CGROUPS.glob("*/machine*")]
-    return [path for place in places for path in entries(place) if name.replace("_", "") in path.name.replace("_", "")]
+    """Libvirt's, machine/qemu-N-NAME..., and ours, wherever in the tree they are."""
+    wanted = name.replace("_", "")
+    return [Path(path) for path, _, _ in os.walk(CGROUPS) if key_in(os.path.basename(path).replace("_", ""), wanted)]
 
 
 def entries(directory: Path) -> list[Path]:

@@ -44,6 +44,7 @@ def lrms_vm_toml(
         "guest_program": str(layout.prefix(node) / "libexec" / "lrms-vm-guest"),
         **({"spank_plugin": str(layout.plugin(node)), "slurm_admin_comment": True} if plugin else {}),
         "hypervisor": hypervisor,
+        "confine": "if-possible",  # said, since the demo also runs where the cgroups cannot be written
         "libvirt_uri": f"qemu+unix:///system?socket={layout.libvirt_socket(node)}",
         "kernel": kernel.name,
         "prologue_timeout_s": 120,
