@@ -35,6 +35,7 @@ MAX_BYTES = 2 << 20  # of a signed message: 1 MiB of list, its signature and cer
 ASK_TIMEOUT_S = 5.0  # how long a server may take where there is a good copy
 FETCH_TIMEOUT_S = 30.0  # and where there is none
 DOWN_S = 10.0  # how long a server that did not answer is left alone
+KEEP_S = 86400.0  # how long a copy outlives its subscription: whoever mistyped a table finds the same list again
 
 
 class Decide(Protocol):
@@ -187,6 +188,32 @@ def forget(subscription: Subscription, places: Places, *, reason: str, at: datet
     identifier = subscription.identifier or (copy.head.identifier if copy is not None else subscription.name)
     trust_state.reset_ratchet(places, identifier, reason=reason, at=at)
     path.unlink(missing_ok=True)
+
+
+def remove_unsubscribed(places: Places, subscriptions: Mapping[str, Subscription]) -> list[str]:
+    """Remove the copies of lists that the site no longer subscribes to; return their names. Raises `NodeError`.
+
+    What must not go back stays in the ratchet: subscribed to again, no older version counts.
+    """
+    removed = []
+    try:
+        for path in sorted(places.lists.glob("*.list")):
+            name = path.name.removesuffix(".list")
+            if name in subscriptions or abs(time.time() - path.lstat().st_mtime) < KEEP_S:
+                continue
+            with locks.locked(places.cache_locks / f"list-{name}.lock", deadline=time.monotonic() + ASK_TIMEOUT_S):
+                with trust_state.locked(places):
+                    ratchet = trust_state.read_ratchet(places)
+                    seeded = _seeded(ratchet, list_copy.read(path))
+                    if seeded is not ratchet:  # a crash came between the copy and the ratchet
+                        trust_state.keep_ratchet(places, seeded)
+                path.unlink(missing_ok=True)
+                (places.cache_locks / f"list-{name}.down").unlink(missing_ok=True)
+            journal.say("info", f"list {name}", f"its copy was removed: there is no [lists.{name}] any more")
+            removed.append(name)
+    except OSError as error:
+        raise NodeError(f"{error.filename}: cannot remove: {error.strerror}", code="cache-unwritable") from error
+    return removed
 
 
 def _check_identifier(one: Subscription, old: Copy | None, signed: SignedList) -> None:

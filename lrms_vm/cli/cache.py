@@ -127,7 +127,11 @@ def _unpin(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    return _told(args, upkeep.clean(_places(args)), "removed", "nothing was left over")
+    from lrms_vm.list_refresh import remove_unsubscribed
+
+    config = _config(args)
+    lists = [f"list {name}" for name in remove_unsubscribed(config.places, config.lists)]
+    return _told(args, [*upkeep.clean(config.places), *lists], "removed", "nothing was left over")
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -200,12 +204,16 @@ def _told(args: argparse.Namespace, things: list[str], what: str, otherwise: str
 
 
 def _places(args: argparse.Namespace) -> Places:
+    return _config(args).places
+
+
+def _config(args: argparse.Namespace) -> configuration.Config:
     config = configuration.load(args.config or configuration.DEFAULT_PATH, must_be_root_owned=os.geteuid() == 0)
     if config.places.state_dir.exists() and config.places.state_dir.stat().st_uid != os.geteuid():
         raise RequestError(
             f"cache: {config.state_dir} belongs to another user", hint="run it as root", code="cache-not-yours"
         )
-    return config.places
+    return config
 
 
 def _plain(text: str) -> str:

@@ -127,12 +127,13 @@ def _print(config: Config, rows: list[dict[str, Any]], lists: list[dict[str, Any
 def _update(config: Config) -> LrmsVmError | None:
     """Refresh every list; say what fails and return the last failure."""
     from lrms_vm import node
-    from lrms_vm.list_refresh import Refresher
+    from lrms_vm.list_refresh import Refresher, remove_unsubscribed
 
     if os.geteuid() != 0:
         raise RequestError("image list --update: only root keeps lists", hint="leave out --update", code="not-root")
     decide = node.decision(config).for_job(user=None)
     failed = None
+    remove_unsubscribed(config.places, config.lists)
     for name in sorted(config.lists):
         refresher = Refresher(
             config.lists, config.places, decide, node.fetcher(config), time.monotonic() + FETCH_TIMEOUT_S

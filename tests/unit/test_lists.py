@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lrms_vm import cache, list_copy, store, trust_state
+from lrms_vm import cache, list_copy, list_refresh, store, trust_state
 from lrms_vm.config import Config, Subscription
 from lrms_vm.decision import Decision, JobDecision
 from lrms_vm.errors import ConfigError, LrmsVmError, SiteError
@@ -437,3 +437,45 @@ def test_jobs_of_one_list_do_not_wait_for_anothers_server(site: Site) -> None:
     site.subscriptions["dead"] = Subscription("dead", "https://dead.example.org/list")
     assert site.find("atlas/sim") is not None
     assert "https://dead.example.org/list" not in site.server.log
+
+
+# --- lists that the site no longer subscribes to ----------------------------------------------------------------------
+
+
+def test_the_copy_of_a_list_that_is_no_longer_subscribed_to_goes_after_a_day_with_a_word(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(list_refresh.journal, "say", lambda level, key, text: said.append(f"{key}: {text}"))
+    site.find("atlas/sim")
+    site.age()
+    assert list_refresh.remove_unsubscribed(site.places, site.subscriptions) == []
+    assert list_refresh.remove_unsubscribed(site.places, {}) == ["atlas"]
+    assert not path_of(site.places, "atlas").exists()
+    assert said[1:] == ["list atlas: its copy was removed: there is no [lists.atlas] any more"]
+    assert list_refresh.remove_unsubscribed(site.places, {}) == []
+
+
+def test_a_copy_that_was_asked_for_today_outlives_a_slip_in_the_configuration(site: Site) -> None:
+    site.find("atlas/sim")
+    assert list_refresh.remove_unsubscribed(site.places, {}) == []
+    site.server.served.clear()
+    assert site.find("atlas/sim") is not None
+
+
+def test_subscribed_to_again_an_older_version_does_not_count_even_if_a_crash_came_before_the_ratchet(
+    site: Site,
+) -> None:
+    site.find("atlas/sim")
+    old = site.server.served[URL]
+    ratchet = state(site)
+    site.serve(image("atlas/other"), **{"hv:version": "8"})
+    site.age()
+    site.find("atlas/other")
+    for name, data in ratchet.items():
+        if not name.endswith(".list"):
+            (site.places.trust / name).write_bytes(data)  # as if it had ended between the copy and the ratchet
+    site.age()
+    list_refresh.remove_unsubscribed(site.places, {})
+    site.server.served[URL] = old
+    assert site.code("atlas/sim") == "list-older"
