@@ -1,6 +1,7 @@
 """Puts hooks, plugin and guest program in place for a batch system. `plan` says what, as values; `apply` does it.
 
     <prefix>/lib/lrms_vm.so                  the SPANK plugin, built against this machine's Slurm
+    <prefix>/lib/lrms_vm.lua                 for the controller's job_submit.lua, alone or called by the site's own
     <prefix>/libexec/slurm.prolog            for slurm.conf Prolog=
     <prefix>/libexec/slurm.epilog            for slurm.conf Epilog=
     <prefix>/libexec/lrms-vm-exec            what the plugin puts in the payload's place
@@ -76,6 +77,10 @@ class SlurmTargets:
         return self.prefix / "lib" / "lrms_vm.so"
 
     @property
+    def lua(self) -> Path:
+        return self.prefix / "lib" / "lrms_vm.lua"
+
+    @property
     def prolog(self) -> Path:
         return self.prefix / "libexec" / "slurm.prolog"
 
@@ -96,8 +101,13 @@ class SlurmTargets:
         return self.slurm_conf_dir / "plugstack.conf.d" / "lrms_vm.conf"
 
     @property
+    def job_submit(self) -> Path:
+        """The site's own, if it has one: slurmctld reads one of this name only. Never written by us."""
+        return self.slurm_conf_dir / "job_submit.lua"
+
+    @property
     def all(self) -> tuple[Path, ...]:
-        return (self.plugin, self.prolog, self.epilog, self.exec, self.guest, self.plugstack)
+        return (self.plugin, self.lua, self.prolog, self.epilog, self.exec, self.guest, self.plugstack)
 
 
 def plan(
@@ -108,6 +118,7 @@ def plan(
     names = {"PYTHON": python, "CONFIG": str(config), "RUN_DIR": str(run_dir)}
     return (
         Planned(targets.plugin, plugin),
+        Planned(targets.lua, (SOURCES / "spank" / "job_submit.lua").read_bytes(), 0o644),
         Planned(targets.prolog, hook("prologue/slurm.prolog", names)),
         Planned(targets.epilog, hook("epilogue/slurm.epilog", names)),
         Planned(targets.exec, EXEC.format(python=python).encode()),
@@ -147,6 +158,27 @@ def slurm_conf_lines(targets: SlurmTargets) -> tuple[str, ...]:
         f"Epilog={targets.epilog}",
         "PrologFlags=Alloc,DeferBatch",
         "SchedulerParameters=nohold_on_prolog_fail    # added to what is there",
+    )
+
+
+def job_submit_lines(targets: SlurmTargets, own: str | None) -> tuple[str, ...]:
+    """What the controller does for jobs by DRMAA and REST. `own`: the text of the site's job_submit.lua, if it has one.
+
+    There is one such file, so a site's own is never replaced: it is to call ours.
+    """
+    if own is not None and ("lrms_vm.job_submit" in own or str(targets.lua) in own):
+        return ()
+    if own is None:
+        return (
+            f"    ln -s {targets.lua} {targets.job_submit}",
+            "    and in slurm.conf: JobSubmitPlugins=lua      # added to what is there; then scontrol reconfigure",
+        )
+    return (
+        f"    {targets.job_submit} is your own and stays as it is: at its top",
+        f'        dofile("{targets.lua}")',
+        "    and first in its slurm_job_submit",
+        "        local code = lrms_vm.job_submit(job_desc)",
+        "        if code ~= slurm.SUCCESS then return code end",
     )
 
 

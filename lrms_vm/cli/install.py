@@ -179,7 +179,7 @@ def _print_gridengine(targets: install_gridengine.GridEngineTargets, config_path
 
 
 _AFTER_UNDO = {
-    "slurm": "Take our lines out of slurm.conf as well, then restart slurmctld and slurmd.",
+    "slurm": "Take our lines out of slurm.conf and job_submit.lua as well, then restart slurmctld and slurmd.",
     "torque": "Take our lines out of mom_priv/config as well, then restart pbs_mom.",
     "openpbs": "Take the hook out of the server as well: qmgr -c 'delete hook lrms_vm'.",
     "gridengine": "Take our settings out of the queue and of the host as well (qconf -mq, qconf -mconf HOST).",
@@ -226,6 +226,10 @@ def _print_rest(targets: install.SlurmTargets, config_path: Path) -> None:
     for line in install.node_settings(targets):
         print(f"    {line}")
     print(f"Login nodes need the plugin only, for the options:\n    optional {targets.plugin}")
+    own = targets.job_submit.read_text(errors="replace") if targets.job_submit.exists() else None
+    if lines := install.job_submit_lines(targets, own):
+        print("The controller, where jobs come by DRMAA, REST or from login nodes without the plugin:")
+        _say(lines)
 
 
 def _read(path: Path) -> bytes:

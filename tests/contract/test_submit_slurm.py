@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lrms_vm import install
 from lrms_vm.errors import RequestError
 from lrms_vm.submit import JobDescription, JobState, Session, Vm
 from tests.contract.slurm_alone import SlurmAlone, slurm_alone
@@ -158,6 +159,29 @@ def test_lua_refuses_what_is_no_name(slurm: SlurmAlone, image: str) -> None:
     done = sbatch(slurm, VM_IMAGE=image)
     assert done.returncode != 0
     assert "lrms_vm: VM_IMAGE: " in done.stderr
+
+
+def test_a_sites_own_job_submit_calls_ours_as_install_prints_it(slurm: SlurmAlone, tmp_path: Path) -> None:
+    prefix = tmp_path / "opt"
+    (prefix / "lib").mkdir(parents=True)
+    (prefix / "lib" / "lrms_vm.lua").write_bytes(LUA.read_bytes())
+    _, dofile, _, call, check = install.job_submit_lines(install.SlurmTargets(prefix, tmp_path), "-- theirs")
+    theirs = slurm.base / "job_submit.lua"
+    theirs.write_text(
+        f"{dofile}\nfunction slurm_job_submit(job_desc, part_list, submit_uid)\n{call}\n{check}\n"
+        'job_desc.name = "theirs"\nreturn slurm.SUCCESS\nend\n'
+        "function slurm_job_modify() return slurm.SUCCESS end\nreturn slurm.SUCCESS\n"
+    )
+    os.utime(theirs, (time.time() + 10,) * 2)  # slurmctld reads it again when it is newer
+    try:
+        assert slurm.call("scontrol", "reconfigure").returncode == 0
+        job = sbatch(slurm, VM_IMAGE="hep-jets").stdout.strip()
+        assert field(slurm, job, "Comment") == "lrms_vm:hep-jets"
+        assert slurm.call("squeue", "-h", "-j", job, "-o", "%j").stdout.strip() == "theirs"
+        assert "VM_IMAGE: " in sbatch(slurm, VM_IMAGE="a b").stderr
+    finally:
+        theirs.write_bytes(LUA.read_bytes())
+        os.utime(theirs, (time.time() + 20,) * 2)
 
 
 # -- and in any Lua, with a stub of Slurm's table

@@ -45,6 +45,17 @@ def test_the_plugin_is_required_and_told_where_everything_is() -> None:
     )
 
 
+def test_a_sites_own_job_submit_is_to_call_ours_and_is_never_written() -> None:
+    here = targets(Path("/x"))
+    assert here.job_submit not in {file.path for file in planned(Path("/x"))}
+    assert "function slurm_job_submit" in text(planned(Path("/x")), "lrms_vm.lua")
+    alone = install.job_submit_lines(here, None)
+    assert alone[0].split() == ["ln", "-s", "/x/opt/lib/lrms_vm.lua", "/x/etc/job_submit.lua"]
+    beside = "\n".join(install.job_submit_lines(here, "function slurm_job_submit() return slurm.SUCCESS end"))
+    assert 'dofile("/x/opt/lib/lrms_vm.lua")' in beside and "ln -s" not in beside
+    assert install.job_submit_lines(here, f"{beside}\n") == ()
+
+
 @pytest.mark.parametrize("python", ["/a b/python", "/a'b", "relative", "/x\n", "/" + "x" * 300, "/$(id)"])
 def test_a_path_that_shell_or_plugstack_would_misread_is_refused(python: str) -> None:
     with pytest.raises(UsageError):
@@ -63,7 +74,7 @@ def test_installing_twice_changes_nothing_and_undo_leaves_nothing(tmp_path: Path
     (tmp_path / "opt/libexec/slurm.prolog").write_text("old")
     assert [verb for verb, _ in install.changes(files)].count("change") == 1
     install.apply(files)
-    assert len(install.undo(targets(tmp_path))) == 6
+    assert len(install.undo(targets(tmp_path))) == 7
     assert install.undo(targets(tmp_path)) == []
     assert not (tmp_path / "opt").exists()
     assert theirs.exists()
