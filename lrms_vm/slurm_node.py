@@ -5,13 +5,15 @@ The texts are read and the argument lists made in lrms/slurm.py, which is pure. 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lrms_vm import command, journal, provenance
+from lrms_vm import command, journal, provenance, teardown
 from lrms_vm.config import Config
+from lrms_vm.domain import NAME_PREFIX
 from lrms_vm.errors import LrmsVmError, NodeError, SiteError
 from lrms_vm.lrms import slurm
 from lrms_vm.lrms.base import PROLOGUE, Action, Call, Outcome, Told
@@ -20,6 +22,7 @@ from lrms_vm.verdict import read_verdict
 
 NAME = "slurm"
 SCONTROL_TIMEOUT_S = 20.0
+COMMENT_TIMEOUT_S = 5.0  # of an epilogue: nothing is lost where the controller does not answer
 
 
 def call(words: Sequence[str]) -> Call:
@@ -60,8 +63,64 @@ def outcome(hook: str, outcome: Outcome, *, retries: int) -> Told:
 
 
 def act(action: Action, why: str, job: Allocation, call: Call, config: Config) -> None:
-    """Only `TAKE_OUT`; where it fails slurmd drains the node for our exit code, with its own reason."""
-    ask(slurm.drain_argv(config.scontrol, job.node, why), call.environ)
+    """`TAKE_OUT`: where it fails slurmd drains the node for our exit code, with its own reason. `NO_VM`: fails where
+    something of the job still runs, for that would take memory that other jobs are given. `SEND_BACK`: does not fail;
+    a job that cannot be requeued (srun, --no-requeue) prints its verdict instead."""
+    if action is Action.NO_VM:
+        if running := processes(job.key):
+            raise NodeError(f"{job.key}: processes {sorted(running)[:5]} still run", code="leftovers")
+        set_vm(job.node, why, call.environ, config)
+    elif action is Action.SEND_BACK:
+        try:
+            ask(slurm.requeue_argv(config.scontrol, job.job_id), call.environ)
+        except SiteError as error:
+            journal.say("warning", job.key, f"not requeued: {error.message}")
+    else:
+        ask(slurm.drain_argv(config.scontrol, job.node, why), call.environ)
+
+
+def processes(key: str) -> set[int]:
+    """Whatever of a job runs on this node: its hypervisor, and what connects it. Asks no libvirtd, which may be dead."""
+    mark = f"guest={NAME_PREFIX}{key},".encode()
+    found = teardown.attach_processes(key)
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if any(word.startswith(mark) for word in Path(entry.path, "cmdline").read_bytes().split(b"\0")):
+                    found.add(int(entry.name))
+    return found
+
+
+def look_at_node(node: str, environ: Mapping[str, str], config: Config) -> slurm.Node:
+    """Raises `SiteError`."""
+    return slurm.parse_node(ask(slurm.show_node_argv(config.scontrol, node), environ), node)
+
+
+def set_vm(node: str, wrong: str, environ: Mapping[str, str], config: Config) -> bool:
+    """The node's VM features off because of `wrong`, or on again where it is ""; whether that changed anything.
+
+    Raises `SiteError`: the controller cannot be asked, or has given the node none of our features.
+    """
+    known = look_at_node(node, environ, config)
+    active = slurm.without_vm(known, config.hypervisor) if wrong else slurm.with_vm(known, config.hypervisor)
+    if active is None:
+        raise SiteError(
+            f"node {node} has none of the features {', '.join(slurm.vm_features(config.hypervisor))} to lose",
+            hint="`lrms-vm install --lrms=slurm` prints what slurm.conf must say",
+            code="features-missing",
+        )
+    if active == known.active:
+        return False
+    ask(slurm.features_argv(config.scontrol, known, active, wrong), environ)
+    return True
+
+
+def drain(node: str, why: str, environ: Mapping[str, str], config: Config) -> bool:
+    """For the health check: whether it had to be done. Raises `SiteError`."""
+    if "DRAIN" in look_at_node(node, environ, config).state:
+        return False
+    ask(slurm.drain_argv(config.scontrol, node, why), environ)
+    return True
 
 
 def started(allocation: Allocation, call: Call, config: Config) -> None:
@@ -76,6 +135,18 @@ def started(allocation: Allocation, call: Call, config: Config) -> None:
         annotate(argv, call.environ, log=config.places.job(allocation.key).run / "scontrol.log")
     except (LrmsVmError, OSError) as error:
         journal.say("warning", allocation.key, f"AdminComment not set: {error}")
+
+
+def ended(job: Allocation, call: Call, config: Config) -> None:
+    """What the guest took, added to its provenance on the job."""
+    history = teardown.read_history(config.places, job.key)
+    if not config.slurm_admin_comment or not slurm.is_first_node(call.environ) or not history.get("image"):
+        return
+    try:
+        text = provenance.line(job.key, job.user, history["image"], used=history.get("used"))
+        ask(slurm.comment_argv(config.scontrol, job.job_id, text), call.environ, timeout_s=COMMENT_TIMEOUT_S)
+    except LrmsVmError as error:
+        journal.say("warning", job.key, f"AdminComment not set: {error}")
 
 
 def node_name(call: Call) -> str | None:

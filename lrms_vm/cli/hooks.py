@@ -87,7 +87,12 @@ def _prologue(args: argparse.Namespace) -> int:
                 raise failure
             return _tell(batch, PROLOGUE, outcome_of(failure), failure, job, call, config)
     except NodeError as error:
-        return _tell(batch, PROLOGUE, Outcome.NODE, error, job, call, config)
+        return _tell(batch, PROLOGUE, _sick(batch, config) or Outcome.NODE, error, job, call, config)
+
+
+def _sick(batch: BatchSystem, config: Config) -> Outcome | None:
+    """Where the site would rather lose the node's VM capability than the node; Slurm alone has one to lose."""
+    return Outcome.SICK if config.sick_node == "no-vm" and batch.NAME == "slurm" else None
 
 
 def _unready(batch: BatchSystem, hook: str, error: LrmsVmError) -> int:
@@ -211,7 +216,8 @@ def _epilogue(args: argparse.Namespace) -> int:
         journal.say("error", job.key, f"left behind: {why}")
         print(f"lrms_vm: {job.key}: left behind: {why}", file=sys.stderr)
         found = NodeError(f"job {job.job_id}: {why}", code="leftovers")
-        return _tell(batch, EPILOGUE, Outcome.LEFTOVERS, found, job, call, config)
+        return _tell(batch, EPILOGUE, _sick(batch, config) or Outcome.LEFTOVERS, found, job, call, config)
+    batch.ended(job, call, config)
     journal.say("info", job.key, "guest removed, nothing left")
     return batch.outcome(EPILOGUE, Outcome.READY, retries=0).exit_code
 

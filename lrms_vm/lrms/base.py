@@ -38,6 +38,7 @@ class Outcome(enum.Enum):
     SITE = "site"  # something all nodes share is down: later may be better
     CONFIG = "config"  # the site's configuration, or a bug of ours: trying again gains nothing
     NODE = "node"  # another node may succeed
+    SICK = "sick"  # as NODE or LEFTOVERS, where the site would rather lose the node's VM capability than the node
     LEFTOVERS = "leftovers"  # teardown could not undo something
 
 
@@ -47,6 +48,8 @@ class Action(enum.Enum):
     VERDICT = "verdict"  # leave a refused verdict: what stands in the payload's place prints it and ends with its code
     COUNT = "count"  # one more on our counter of this job's retries; without it the counter is forgotten
     TAKE_OUT = "take out"  # the node, out of service, with our reason
+    NO_VM = "take the VM capability off"  # the node, which stays in service for other jobs
+    SEND_BACK = "send back"  # the job, to run elsewhere
     HOLD = "hold"  # the job, until somebody releases it
     EXPLAIN = "explain"  # put the reason on the job, where its user looks
 

@@ -8,15 +8,21 @@ What the hook tells slurmd (Slurm prolog and epilog guide; measured on 22.05, do
     the site's fault         0, verdict "refused" with "try again", 75 (Slurm cannot requeue and keep the node)
     the node's fault         drain with our reason, then 1: requeued, runs elsewhere (nohold_on_prolog_fail)
     leftovers                the same as the node's fault            drain with our reason, then 1
+
+Where the site says sick_node = "no-vm", and no process of the job is left, the last two are instead:
+
+    the node's fault         the node's VM features off, 0, verdict "refused", requeued at most three times
+    leftovers                the same                                the node's VM features off, 0
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
-from lrms_vm.lrms.base import EPILOGUE, PROLOGUE, Action, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Outcome, Told
 from lrms_vm.lrms.slurm_notation import first_host, hostlist_has, range_size
 from lrms_vm.request import OPTIONS, Allocation
 
@@ -39,6 +45,7 @@ _IDENTITY = re.compile(r" UserId=([^()\s]+)\(([0-9]{1,10})\) GroupId=([^()\s]+)\
 # slurm.conf(5), JOB STATE CODES of squeue(1): in these a prolog may still be needed
 _ALIVE = ("RUNNING", "CONFIGURING", "PENDING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
 
+_DRAIN = Told(1, (Action.TAKE_OUT,))
 _TOLD = {
     (PROLOGUE, Outcome.READY): Told(0),
     (PROLOGUE, Outcome.REQUEST): Told(0, (Action.VERDICT,)),
@@ -47,12 +54,17 @@ _TOLD = {
     (PROLOGUE, Outcome.NODE): Told(1, (Action.TAKE_OUT,)),
     (EPILOGUE, Outcome.READY): Told(0),
     (EPILOGUE, Outcome.LEFTOVERS): Told(1, (Action.TAKE_OUT,)),
+    (PROLOGUE, Outcome.SICK): Told(0, (Action.NO_VM, Action.VERDICT, Action.COUNT, Action.SEND_BACK), _DRAIN),
+    (EPILOGUE, Outcome.SICK): Told(0, (Action.NO_VM,), _DRAIN),
 }
 
 
 def outcome(hook: str, outcome: Outcome, *, retries: int) -> Told:
-    """The table above; Slurm needs no counter of ours, since a node that requeues a job is out of service."""
-    return _TOLD[hook, outcome]
+    """The table above. A node that requeues a job is out of service, so only one that is not needs our counter."""
+    told = _TOLD[hook, outcome]
+    if Action.SEND_BACK in told.actions and retries >= MAX_RETRIES:
+        return Told(0, (Action.NO_VM, Action.VERDICT), _DRAIN)
+    return told
 
 
 def wants_vm(environ: Mapping[str, str]) -> bool:
@@ -221,6 +233,83 @@ def drain_argv(scontrol: str, node: str, reason: str) -> list[str]:
     """scontrol(1) update: the reason is one line that says it is ours."""
     words = " ".join("".join(char if char.isprintable() else " " for char in reason).split())
     return [scontrol, "update", f"nodename={node}", "state=drain", f"reason=lrms_vm: {words[:MAX_REASON]}"]
+
+
+def requeue_argv(scontrol: str, job_id: str) -> list[str]:
+    """scontrol(1): only of batch jobs, unless they said --no-requeue."""
+    return [scontrol, "requeue", job_id]
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the controller knows of a node and a VM job may ask for."""
+
+    name: str
+    available: tuple[str, ...]  # features
+    active: tuple[str, ...]
+    guests: int | None  # gres/vm; None: guests are not counted
+    cpus: int
+    memory_mib: int
+    state: str
+    comment: str
+
+
+def show_node_argv(scontrol: str, node: str) -> list[str]:
+    return [scontrol, "-o", "show", "node", node]
+
+
+def parse_node(text: str, node: str) -> Node:
+    """From `show_node_argv`; what stands there is the administrators' own. Raises `SiteError`."""
+
+    def field(name: str) -> str:
+        found = re.search(rf"(?:^| ){name}=(\S*)", text, re.ASCII)
+        if found is None:
+            raise SiteError(f"scontrol show node {node}: no {name}= in {text[:80]!r}", code="controller-unreadable")
+        return "" if found[1] == "(null)" else found[1]
+
+    if field("NodeName") != node:
+        raise SiteError(f"scontrol show node {node}: says {text[:80]!r}", code="controller-unreadable")
+    gres = re.search(r"(?:^|,)vm(?::[a-z_]+)?:([0-9]{1,6})(?=[,(]|$)", field("Gres"), re.ASCII)
+    comment = re.search(r" Comment=(.*?)(?= [A-Z][A-Za-z]*=|$)", text.replace("\n", " "), re.ASCII)
+    return Node(
+        name=node,
+        available=tuple(filter(None, field("AvailableFeatures").split(","))),
+        active=tuple(filter(None, field("ActiveFeatures").split(","))),
+        guests=int(gres[1]) if gres else None,
+        cpus=int(field("CPUTot")),
+        memory_mib=int(field("RealMemory")),
+        state=field("State"),
+        comment=comment[1].strip() if comment else "",
+    )
+
+
+def vm_features(hypervisor: str) -> tuple[str, str]:
+    """What a node that can run VMs is called: any, and by which hypervisor."""
+    return "vm", f"vm_{hypervisor}"
+
+
+def without_vm(node: Node, hypervisor: str) -> tuple[str, ...] | None:
+    """The active features of a node whose hypervisor is sick; None: it has none of ours to lose."""
+    ours = vm_features(hypervisor)
+    if not set(ours) & set(node.available):
+        return None
+    return tuple(word for word in node.active if word not in ours)
+
+
+def with_vm(node: Node, hypervisor: str) -> tuple[str, ...]:
+    """The active features of a healthy node: ours as far as the administrators gave them to it."""
+    ours = [word for word in vm_features(hypervisor) if word in node.available]
+    return (*node.active, *(word for word in ours if word not in node.active))
+
+
+def features_argv(scontrol: str, node: Node, active: tuple[str, ...], why: str) -> list[str]:
+    """scontrol(1) update. Not remembered by a restarted slurmctld: the health check says it again. `why` goes where
+    the administrators look, unless a comment of their own stands there; "" takes ours away."""
+    argv = [scontrol, "update", f"nodename={node.name}", f"activefeatures={','.join(active)}"]
+    words = " ".join("".join(char if char.isprintable() else " " for char in why).split())
+    if not node.comment or node.comment.startswith("lrms_vm: "):
+        argv.append(f"comment=lrms_vm: no VMs: {words[:MAX_REASON]}" if words else "comment=")
+    return argv
 
 
 def comment_argv(scontrol: str, job_id: str, text: str) -> list[str]:
