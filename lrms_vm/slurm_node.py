@@ -80,7 +80,7 @@ def act(action: Action, why: str, job: Allocation, call: Call, config: Config) -
 
 
 def processes(key: str) -> set[int]:
-    """Whatever of a job runs on this node: its hypervisor, and what connects it. Asks no libvirtd, which may be dead."""
+    """What of a job runs on this node: its hypervisor, and what connects it. Asks no libvirtd, which may be dead."""
     mark = f"guest={NAME_PREFIX}{key},".encode()
     found = teardown.attach_processes(key)
     for entry in os.scandir("/proc"):
