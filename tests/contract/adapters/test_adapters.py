@@ -19,7 +19,7 @@ from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Out
 from lrms_vm.request import Allocation, parse_request
 
 IMAGE, USER, NODE = "hep-jets@1.2", "physicist", "n1"
-OUTCOMES = [(PROLOGUE, one) for one in Outcome if one is not Outcome.LEFTOVERS]
+OUTCOMES = [(PROLOGUE, one) for one in Outcome if one not in (Outcome.LEFTOVERS, Outcome.SICK)]  # SICK: Slurm's alone
 OUTCOMES += [(EPILOGUE, one) for one in (Outcome.READY, Outcome.LEFTOVERS)]
 
 
