@@ -230,19 +230,28 @@ def _reap(args: argparse.Namespace) -> int:
     name = args.node or batch.node_name(call)
     if not name:
         raise UsageError("reap: which node is this?", hint="--node NAME", code="node-unknown")
-    from lrms_vm import cache, node, retries, teardown
+    from lrms_vm import cache, retries
 
     for what in cache.clean(config.places):
         print(f"cache: removed {what}")
     retries.forget_old(config.places, now=time.time())
-    hypervisor = node.hypervisor(config)
-    found = teardown.keys_on(
-        name, places=config.places, hypervisor=hypervisor, deadline=time.monotonic() + REAP_TIMEOUT_S
-    )
-    left = _reap_ended(found, name, batch, call, config)
+    left = reap(name, batch, config, call)
     for line in left:
         print(f"lrms-vm: left behind: {line}", file=sys.stderr)
     return NodeError.exit_code if left else 0
+
+
+def reap(name: str, batch: BatchSystem, config: Config, call: Call | None = None) -> list[str]:
+    """What jobs left on the node that the batch system no longer has there; what could not be removed of it."""
+    from lrms_vm import node, teardown
+
+    found = teardown.keys_on(
+        name,
+        places=config.places,
+        hypervisor=node.hypervisor(config),
+        deadline=time.monotonic() + REAP_TIMEOUT_S,
+    )
+    return _reap_ended(found, name, batch, call or Call(environ=os.environ), config)
 
 
 def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call, config: Config) -> list[str]:
