@@ -86,9 +86,7 @@ class ByLibrary:
 
     def submit(self, description: JobDescription, environment: Mapping[str, str], count: int | None) -> list[str]:
         carried = carry(description, self.system, Way.LIBRARY)
-        templates = drmaa_words.templates(carried, self.system, environment, count)
-        if description.directory is None and self.system in ("slurm", "gridengine"):
-            templates = [{**template, "workingDirectory": os.getcwd()} for template in templates]
+        templates = drmaa_words.templates(carried, self.system, environment, count, here=os.getcwd())
         job_ids = [str(job_id) for job_id in self._ask({"do": "run", "templates": templates, "count": count})]
         self._submitted |= set(job_ids)
         return job_ids

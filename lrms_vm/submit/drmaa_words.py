@@ -34,25 +34,29 @@ STATES = {
 }
 
 
-def templates(carried: Carried, system: str, environment: Mapping[str, str], count: int | None) -> list[dict[str, Any]]:
+def templates(
+    carried: Carried, system: str, environment: Mapping[str, str], count: int | None, *, here: str | None = None
+) -> list[dict[str, Any]]:
     """The job templates to run: one, or for pbs-drmaa, whose bulks are single jobs, one for each of the bulk.
 
-    Raises `UsageError`.
+    `here`: the submitter's directory, the job's too if it names none. Raises `UsageError`.
     """
     one_by_one = count is not None and system in ("torque", "openpbs")
     indices = range(1, count + 1) if one_by_one and count else (None,)
-    return [_template(carried, system, environment, index=index, bulk=count is not None) for index in indices]
+    bulk = count is not None
+    return [_template(carried, system, environment, here=here, index=index, bulk=bulk) for index in indices]
 
 
 def _template(
-    carried: Carried, system: str, environment: Mapping[str, str], *, index: int | None, bulk: bool
+    carried: Carried, system: str, environment: Mapping[str, str], *, here: str | None, index: int | None, bulk: bool
 ) -> dict[str, Any]:
     job = carried.description
+    directory = job.directory or here
     by_script = system in ("torque", "openpbs")  # pbs-drmaa writes these into its script without quotes
     line = program(
         (job.executable, *job.arguments),
         environment=environment,
-        directory=job.directory if by_script else None,
+        directory=directory if by_script else None,
         stdin=job.stdin_path if by_script else None,
         index=index,
         bulk=bulk and index is None,
@@ -63,7 +67,7 @@ def _template(
         "remoteCommand": "/bin/sh",
         "args": ["-c", line],
         "jobName": job.name,
-        "workingDirectory": None if by_script else job.directory,
+        "workingDirectory": None if by_script else directory,
         "inputPath": job.stdin_path
         and not by_script
         and ":" + path(job.stdin_path, "stdin_path", job=None, index=mark),

@@ -126,6 +126,17 @@ def test_the_native_specification(system: str, native: str) -> None:
         assert first["workingDirectory"] == "/home/a b"
 
 
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_job_that_names_no_directory_runs_in_the_submitters(system: str) -> None:
+    """pbs-drmaa would start it in the home directory."""
+    for count in (None, 3):
+        for template in templates(carry(JobDescription("prog"), system, Way.LIBRARY), system, {}, count, here="/here"):
+            if system in ("slurm", "gridengine"):
+                assert template["workingDirectory"] == "/here"
+            else:
+                assert 'LRMS_VM_V=/here; cd "$LRMS_VM_V" ||' in template["args"][1]
+
+
 def test_a_job_id_in_a_path_is_nothing_drmaa_can_say() -> None:
     job = JobDescription("true", stdout_path="{job}.out")
     with pytest.raises(UsageError):

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import time
+
 import pytest
 
+from demo import site, users, validation
 from demo.layout import USER
+from demo.run import IMAGE, JOB_SCRIPT
 from tests.integration.torque.conftest import BOOT_S, Desk
+from tests.integration.torque.torque_alone import NODE
 
 WHERE = "test -d /run/lrms_vm/tasks && echo in the guest || echo ON THE HOST\n"
 pytestmark = pytest.mark.guest
@@ -73,3 +85,55 @@ def test_a_vm_job_past_our_prologue_does_not_run(desk: Desk) -> None:
         assert desk.end(desk.qsub("-T", "other", script="echo RAN\n")) == (78, "")
     finally:
         typed.unlink()
+
+
+def test_an_interactive_job_is_a_terminal_in_the_guest(desk: Desk) -> None:
+    ours, theirs = pty.openpty()
+    words = [desk.torque.commands / "qsub", "-I", "-l", "other=vm:minimal", "-v", "VM_MEMORY=500M"]
+    client = desk.torque.client()
+    environ = {**client.environment, **desk.torque.environment, "TERM": "dumb"}
+    qsub = subprocess.Popen(
+        client.argv(words), stdin=theirs, stdout=theirs, stderr=theirs, cwd=desk.directory, env=environ,
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    said = ""
+
+    def read_until(what: str) -> re.Match[str]:
+        nonlocal said
+        deadline = time.monotonic() + BOOT_S
+        while (found := re.search(what, said)) is None:
+            assert time.monotonic() < deadline, said
+            with contextlib.suppress(OSError):  # EIO: it ended
+                if select.select([ours], [], [], 1)[0]:
+                    said += os.read(ours, 4096).decode(errors="replace")
+        return found
+
+    try:
+        name = read_until(r"waiting for job (\S+) to start")[1]
+        desk.torque.run(name)
+        read_until(r"ready\s")
+        os.write(ours, b"tty; test -d /run/lrms_vm/tasks && echo inside-$((40 + 2)); id -un; exit 4\n")
+        read_until(f"/dev/pts/[0-9]+\\s+inside-42\\s+{USER}\\s")
+        read_until(f"job {re.escape(name)} completed")
+        qsub.wait(60)
+    finally:
+        qsub.kill()
+        os.close(ours)
+    desk.torque.wait(name, "C", timeout_s=60)
+    desk.nothing_left(name)
+
+
+def test_the_hep_payload_in_its_guest(desk: Desk) -> None:
+    layout = desk.torque.layout
+    site.make_images(layout, [IMAGE])
+    site.configure(layout, [NODE], plugin=False)
+    user = users.find(USER)
+    path = desk.directory / "jets.py"
+    shutil.copy(JOB_SCRIPT.parent / "jets.py", path)
+    shutil.chown(path, user.uid, user.gid)
+    script = 'cd "$PBS_O_WORKDIR" && exec python3 jets.py --events 100 --out jets.json\n'
+    code, output = desk.end(desk.qsub("-l", f"other=vm:{IMAGE}", script=script, image=None))
+    assert code == 0, output + desk.said("err")
+    result = desk.directory / "jets.json"
+    assert validation.compare(result, validation.run_outside(layout, like=result)).identical

@@ -108,6 +108,7 @@ class Torque:
         for line in (
             f"set server managers += root@{self.host}",
             f"set server submit_hosts = {self.host}",
+            "set server submit_hosts += localhost",  # what a library's connection resolves to on one host
             "create queue batch queue_type=execution",
             "set queue batch started=true",
             "set queue batch enabled=true",
@@ -200,6 +201,10 @@ class Torque:
 
     # -- jobs
 
+    def client(self, user: str = USER) -> Client:
+        """One user at the submit host; `Client.call` runs a command as that user."""
+        return Client(self.layout, user)
+
     def qsub(
         self,
         *words: str,
@@ -211,9 +216,7 @@ class Torque:
     ) -> str:
         """Submit and start; return the job's id."""
         argv = [self.commands / "qsub", "-S", "/bin/sh", *words]
-        done = Client(self.layout, user).call(
-            argv, cwd=cwd, stdin=script.encode(), env={**self.environment, **(env or {})}
-        )
+        done = self.client(user).call(argv, cwd=cwd, stdin=script.encode(), env={**self.environment, **(env or {})})
         if done.returncode != 0:
             raise DemoError(f"qsub: {done.stderr.decode(errors='replace')}")
         name = done.stdout.decode().strip()
