@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
+import sys
 
 from lrms_vm import config as configuration
 from lrms_vm import journal
+from lrms_vm.config import Config
 from lrms_vm.errors import EXIT_UNAVAILABLE, LrmsVmError
 from lrms_vm.lrms import gridengine, torque
 
@@ -14,12 +17,15 @@ from lrms_vm.lrms import gridengine, torque
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "health",
-        description="Asks what would stop every VM job on this node, for the batch system's own health check.",
+        description="Asks what would stop every VM job on this node, for the batch system's own health check.\n"
+        'Slurm: drains a sick node, or (sick_node = "no-vm") takes its VM features off until it is well again.',
         epilog="example:\n  lrms-vm health --lrms=gridengine",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--lrms", choices=["gridengine", "torque"], required=True, help="the batch system that asks")
-    parser.add_argument("--node", default=socket.gethostname(), help="this node's name there (default: %(default)s)")
+    parser.add_argument(
+        "--lrms", choices=["slurm", "gridengine", "torque"], required=True, help="the batch system that asks"
+    )
+    parser.add_argument("--node", help="this node's name there (default: SLURMD_NODENAME, else the host's name)")
     parser.set_defaults(run=_health)
 
 
@@ -29,8 +35,10 @@ def _health(args: argparse.Namespace) -> int:
         journal.say("warning", "health", wrong)  # batch systems have no place for a reason, or a short one
     if args.lrms == "torque":
         print(torque.health_report(wrong), end="")
+    elif args.lrms == "gridengine":
+        print(gridengine.load_report(args.node or socket.gethostname(), capable=wrong is None), end="")
     else:
-        print(gridengine.load_report(args.node, capable=wrong is None), end="")
+        return _tell_slurm(args, wrong or "")
     return EXIT_UNAVAILABLE if wrong else 0
 
 
@@ -39,7 +47,30 @@ def _first_problem(args: argparse.Namespace) -> str | None:
     from lrms_vm.checks import node_findings
 
     try:
-        config = configuration.load(args.config or configuration.DEFAULT_PATH)
+        config = _config(args)
         return next((f"{one.check}: {one.found}" for one in node_findings(config) if not one.ok), None)
     except LrmsVmError as error:
         return str(error)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    return configuration.load(args.config or configuration.DEFAULT_PATH)
+
+
+def _tell_slurm(args: argparse.Namespace, wrong: str) -> int:
+    """The features come back only on a node that has nothing left of its ended jobs. Raises `LrmsVmError`."""
+    from lrms_vm import slurm_node
+    from lrms_vm.cli import hooks
+
+    node = args.node or os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
+    config = _config(args)
+    if config.sick_node == "drain":
+        if wrong and slurm_node.drain(node, wrong, os.environ, config):
+            journal.say("warning", "health", f"{node} drained: {wrong}")
+    else:
+        if not wrong and (left := hooks.reap(node, slurm_node, config)):
+            wrong = f"left behind: {left[0]}"
+        if slurm_node.set_vm(node, wrong, os.environ, config):
+            journal.say("warning", "health", f"{node}: VM features {'off: ' + wrong if wrong else 'on again'}")
+    print(f"{node}: {wrong or 'can run VMs'}", file=sys.stderr if wrong else sys.stdout)
+    return EXIT_UNAVAILABLE if wrong else 0
