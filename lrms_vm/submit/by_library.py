@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -194,7 +195,9 @@ class ByLibrary:
             pass  # its end shows below
         line = _line(worker.stdout.fileno(), time.monotonic() + timeout_s)
         if not line:
-            ending = worker.poll()
+            ending = None
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its pipe may be closed before it is gone
+                ending = worker.wait(timeout=1)
             self.close()
             raise SiteError(
                 f"{self.library}: " + (f"its process ended ({ending})" if ending else "no answer"),
