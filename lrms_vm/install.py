@@ -4,6 +4,7 @@
     <prefix>/lib/lrms_vm.lua                 for the controller's job_submit.lua, alone or called by the site's own
     <prefix>/libexec/slurm.prolog            for slurm.conf Prolog=
     <prefix>/libexec/slurm.epilog            for slurm.conf Epilog=
+    <prefix>/libexec/slurm.health            for slurm.conf HealthCheckProgram=
     <prefix>/libexec/lrms-vm-exec            what the plugin puts in the payload's place
     <prefix>/libexec/lrms-vm-guest           our half in the guest
     <slurm conf>/plugstack.conf.d/lrms_vm.conf   loads the plugin
@@ -28,6 +29,7 @@ from typing import Protocol
 import lrms_vm
 from lrms_vm import command, installed
 from lrms_vm.errors import ConfigError, NodeError, UsageError
+from lrms_vm.lrms.slurm import vm_features
 
 SOURCES = Path(__file__).parent / "sources"  # in a checkout: links to spank/, guest/, prologue/, epilogue/
 BUILD_TIMEOUT_S = 180.0
@@ -89,6 +91,10 @@ class SlurmTargets:
         return self.prefix / "libexec" / "slurm.epilog"
 
     @property
+    def health(self) -> Path:
+        return self.prefix / "libexec" / "slurm.health"
+
+    @property
     def exec(self) -> Path:
         return self.prefix / "libexec" / "lrms-vm-exec"
 
@@ -107,7 +113,8 @@ class SlurmTargets:
 
     @property
     def all(self) -> tuple[Path, ...]:
-        return (self.plugin, self.lua, self.prolog, self.epilog, self.exec, self.guest, self.plugstack)
+        hooks = (self.prolog, self.epilog, self.health)
+        return (self.plugin, self.lua, *hooks, self.exec, self.guest, self.plugstack)
 
 
 def plan(
@@ -121,6 +128,7 @@ def plan(
         Planned(targets.lua, (SOURCES / "spank" / "job_submit.lua").read_bytes(), 0o644),
         Planned(targets.prolog, hook("prologue/slurm.prolog", names)),
         Planned(targets.epilog, hook("epilogue/slurm.epilog", names)),
+        Planned(targets.health, hook("prologue/slurm.health", names)),
         Planned(targets.exec, EXEC.format(python=python).encode()),
         Planned(targets.guest, guest),
         Planned(targets.plugstack, plugstack_line(targets, run_dir).encode(), 0o644),
@@ -158,6 +166,20 @@ def slurm_conf_lines(targets: SlurmTargets) -> tuple[str, ...]:
         f"Epilog={targets.epilog}",
         "PrologFlags=Alloc,DeferBatch",
         "SchedulerParameters=nohold_on_prolog_fail    # added to what is there",
+    )
+
+
+def scheduling_lines(targets: SlurmTargets, *, node: str, hypervisor: str, guests: int) -> tuple[str, ...]:
+    """slurm.conf(5) and gres.conf(5), for a site that counts guests and has jobs find a node by its hypervisor.
+
+    A gres without a file needs no gres.conf of its own (measured: docs/slurm.md).
+    """
+    return (
+        "GresTypes=vm                     # added to what is there",
+        f"NodeName={node} ... Gres=vm:{guests} Features={','.join(vm_features(hypervisor))}    # added to the node's line",
+        f"HealthCheckProgram={targets.health}",
+        "HealthCheckInterval=300",
+        f"gres.conf, only if there is one: NodeName={node} Name=vm Count={guests}",
     )
 
 
@@ -322,7 +344,8 @@ def undo(targets: Targets) -> list[Path]:
             continue
         except OSError as error:
             raise NodeError(f"{path}: cannot remove: {error.strerror}", code="install-failed") from error
-    for directory in (targets.prefix / "lib", targets.prefix / "libexec", targets.prefix):
+    noted = (targets.prefix / "installed").is_dir()  # then `installed` knows which directories were ours
+    for directory in () if noted else (targets.prefix / "lib", targets.prefix / "libexec", targets.prefix):
         if directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
     return removed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,7 +200,11 @@ def _undo(targets: install.Targets, systemd: install_systemd.SystemdTargets, lrm
     theirs: Sequence[Path] = ()
     if isinstance(targets, install_pbs.TorqueTargets):
         theirs = [targets.mom_priv / name for name in install_pbs.MOM_HOOKS]
-        _print_undone(*install_pbs.undo_torque(targets))
+        restored, removed = install_pbs.undo_torque(targets)
+        for hook in restored:
+            if kept := known.was.get(str(hook)):
+                hook.chmod(stat.S_IMODE(os.lstat(kept).st_mode))
+        _print_undone(restored, removed)
     _print_undone(*installed.undo(note, leave=theirs))
     if install_systemd.booted():
         _say(install_systemd.settle(start=any(map(os.path.lexists, systemd.links(lrms)))))

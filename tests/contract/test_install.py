@@ -151,6 +151,21 @@ def test_two_batch_systems_share_the_units_and_the_last_one_takes_them_along(roo
     assert tree(root) == before
 
 
+@pytest.mark.parametrize("lrms", ["torque", "openpbs", "gridengine"])
+def test_other_batch_systems_are_undone_to_the_byte_as_well(root: Path, lrms: str) -> None:
+    home = root / "torque/mom_priv"
+    home.mkdir(parents=True)
+    (home / "prologue").write_text("#!/bin/sh\necho the site's own\n")
+    (home / "prologue").chmod(0o700)
+    (home / "config").write_text("$logevent 255\n")
+    before = tree(root)
+    words = (f"--lrms={lrms}", "--pbs-home", str(root / "torque"))
+    run(root, *words)
+    run(root, *words)
+    run(root, *words, "--undo")
+    assert tree(root) == before
+
+
 def test_units_that_a_package_brought_are_enabled_and_not_written_again(tmp_path: Path) -> None:
     (tmp_path / "lib/systemd/system").mkdir(parents=True)
     for name in install_systemd.UNITS:
