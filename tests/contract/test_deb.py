@@ -72,6 +72,7 @@ def debian(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Debian:
          "bookworm", work / "root", *sources],
         check=True, timeout=600, capture_output=True,
     )  # fmt: skip
+    (work / "root/tmp/apt.conf").write_text('APT::Get::Assume-Yes "true";\nAPT::Install-Recommends "false";\n')
     (work / "root/etc/slurm/slurm.conf").write_text("ClusterName=c\nSlurmctldHost=n1\nNodeName=n1\n")
     return Debian(work / "root")
 
@@ -226,6 +227,23 @@ def test_a_purge_asks_nothing_and_leaves_nothing(debian: Debian, package: Path) 
     debian.run("lrms-vm", "install", "--lrms=slurm", "--systemd=yes")
     debian.run("lrms-vm", "cache", "list")
     debian.run("dpkg", "--purge", "lrms-vm")
+    assert debian.files() == before
+
+
+def commands(heading: str) -> list[str]:
+    """The indented lines below a heading of the administrators' guide."""
+    text = (CHECKOUT / "docs/admin.md").read_text().partition(f"# {heading}\n")[2].partition("\n#")[0]
+    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
+
+
+def test_the_guide_as_it_is_typed(debian: Debian, package: Path) -> None:
+    debian.run("dpkg", "--purge", "lrms-vm")
+    before = debian.files()
+    shutil.copy(package, debian.root / "tmp")
+    first, last = commands("Or as a Debian package"), commands("And away again")
+    assert (first[0], last[-1]) == (f"apt install ./{package.name}", "apt purge lrms-vm")
+    for line in (*first, "lrms-vm install --lrms=slurm", *last):
+        debian.run("sh", "-c", f"cd /tmp && APT_CONFIG=/tmp/apt.conf {line}")
     assert debian.files() == before
 
 
