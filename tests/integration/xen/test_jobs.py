@@ -1,0 +1,127 @@
+"""Real jobs in paravirtualised guests on a real Xen. The guests are started together and share the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from demo import site, users, validation
+from demo.jobs import JobInfo
+from demo.layout import USER
+from demo.xen_cluster import XenCluster
+from tests.integration.xen.conftest import Desk, make_desk
+
+SMALL = ("--mem=1000", "--time=20")
+IMAGE = "--vm-image=hep-jets"
+WHERE = "test -d /run/lrms_vm/tasks && echo in the guest || echo ON THE HOST\n"
+EVENTS = 10  # of the hundred that the example makes: a guest in an emulated machine is slow
+
+
+@dataclass
+class Batch:
+    """Jobs by the name of what they show."""
+
+    desk: Desk
+    ids: dict[str, int] = field(default_factory=dict)
+
+    def end(self, name: str) -> tuple[JobInfo, str]:
+        job = self.desk.end(self.ids[name], timeout_s=600)
+        return job, self.desk.output(job)
+
+
+@pytest.fixture(scope="module")
+def batch(cluster: XenCluster, before: frozenset[str]) -> Iterator[Batch]:
+    desk = make_desk(cluster, before, "batch")
+    batch = Batch(desk)
+    jets = desk.directory / "jets"
+    shutil.copytree(validation.JETS, jets)
+    user = users.find(USER)
+    for path in (jets, *jets.iterdir()):
+        os.chown(path, user.uid, user.gid)
+    script = (jets / "job.sh").read_text().partition("\n")[2]
+    batch.ids["jets"] = desk.sbatch(*SMALL, IMAGE, f"--chdir={jets}", script=f"set -- {EVENTS}\n{script}")
+    batch.ids["codes"] = desk.sbatch(
+        *(*SMALL, IMAGE, f"--error={desk.directory}/codes.err"),
+        script=WHERE
+        + "cat /sys/hypervisor/type; echo to stderr >&2\n"
+        + "srun sh -c 'echo task in $(cat /sys/hypervisor/type); exit 9'; echo srun: $?\n"
+        + "srun sh -c 'kill -SEGV $$'; echo srun: $?; exit 7\n",
+    )
+    yield batch
+    desk.cancel_all()
+
+
+def test_the_node_is_ready(desk: Desk) -> None:
+    done = desk.node.call("/opt/lrms_vm/bin/lrms-vm doctor", timeout_s=120)
+    said = done.stdout.decode()
+    assert done.returncode == 0, said
+    assert "xen:///system, domains of type xen" in said
+
+
+@pytest.mark.guest
+def test_the_jets_of_a_xen_guest_are_those_of_the_same_payload_outside(batch: Batch) -> None:
+    job, output = batch.end("jets")
+    assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), output
+    result = batch.desk.directory / "jets" / "jets.json"
+    assert json.loads(result.read_text())["events"] == EVENTS
+    found = validation.compare(result, validation.run_outside(batch.desk.cluster.layout.site, like=result))
+    assert found.identical and found.jets > 0
+    assert f"job {job.job_id} of {USER}" in output
+
+
+@pytest.mark.guest
+def test_exit_codes_streams_and_tasks(batch: Batch) -> None:
+    job, output = batch.end("codes")
+    assert (job.state, job.exit_code) == ("FAILED", "7:0"), output
+    assert output == "in the guest\nxen\ntask in xen\nsrun: 9\nsrun: 139\n"
+    error = (batch.desk.directory / "codes.err").read_text()
+    assert "to stderr\n" in error and "ON THE HOST" not in error
+
+
+@pytest.mark.guest
+def test_both_guests_leave_nothing(batch: Batch) -> None:
+    for name in batch.ids:
+        job, _ = batch.end(name)
+        history = json.loads(batch.desk.history(job.job_id))
+        assert history["complete"] and history["image"]["name"] == "hep-jets"
+    batch.desk.nothing_left()
+    batch.desk.in_service()
+
+
+def test_a_job_without_a_request_is_untouched(desk: Desk) -> None:
+    job_id = desk.sbatch("--mem=100", script=WHERE + "env | grep -c LRMS_VM; exit 5\n")
+    job = desk.end(job_id, timeout_s=60)
+    assert (job.state, job.exit_code, job.output()) == ("FAILED", "5:0", "ON THE HOST\n0\n")
+    assert desk.history(job_id) == ""
+
+
+@pytest.fixture
+def unsigned(cluster: XenCluster) -> Iterator[Path]:
+    """The good image without its signature: the same blocks."""
+    layout = cluster.layout.site
+    path = layout.images / "test-xen-unsigned.raw"
+    path.unlink(missing_ok=True)
+    os.link(site.image_path(layout, "hep-jets"), path)
+    yield path
+    path.unlink()
+
+
+def test_an_unsigned_image_is_refused_and_the_node_stays_in_service(desk: Desk, unsigned: Path) -> None:
+    job_id = desk.sbatch(*SMALL, f"--vm-image={unsigned}", script="echo RAN\n")
+    job = desk.end(job_id, timeout_s=180)
+    assert (job.state, job.exit_code) == ("FAILED", "77:0"), job.output()
+    assert "RAN" not in job.output() and "sign" in job.output()
+    desk.in_service()
+
+
+def test_a_guest_that_asks_for_more_than_its_job_has_is_refused(desk: Desk) -> None:
+    job_id = desk.sbatch("--mem=300", "--vm-image=hep-jets", "--vm-memory=64M", script="echo RAN\n")
+    job = desk.end(job_id, timeout_s=180)
+    assert job.exit_code == "77:0" and "memory" in job.output(), job.output()
+    desk.in_service()
