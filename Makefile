@@ -5,11 +5,13 @@
 #   make test            everything: lint, unit, golden, contract, and the real Slurm with real guests
 #   make test-unit       what needs no program and no root           make test-slurm   the real Slurm only
 #   make test-gridengine the real Grid Engine only             make test-torque  a real Torque, where one is on PATH
+#   make test-openpbs    the OpenPBS that runs on this host
 #   make test-xen        a real Xen host, emulated, and real jobs on it
 #   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
 #   make deb             the Debian package, in build/deb
 #   make bench           the speed goals, as ratios: build/bench/results.json
+#   make figure3         what payloads cost under Xen, in instructions: build/figure3           (docs/figure3.md)
 
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
@@ -17,7 +19,7 @@ STAMPS := build/stamps
 KEEP ?=
 FUZZ ?= 20
 
-.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-xen fuzz bench deb lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen fuzz bench figure3 deb lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -54,6 +56,10 @@ test-gridengine: prerequisites
 test-torque: prerequisites
 	LRMS_VM_TEST_TORQUE=1 $(PYTHON) -m pytest tests/integration/torque
 
+# the same for OpenPBS: one that runs on this host
+test-openpbs: prerequisites
+	LRMS_VM_TEST_OPENPBS=1 $(PYTHON) -m pytest tests/integration/openpbs
+
 # the whole node in software emulation: no hardware virtualisation needed
 test-xen: prerequisites
 	$(PYTHON) -m pytest tests/integration/xen
@@ -64,6 +70,10 @@ fuzz: $(STAMPS)/venv
 
 bench: prerequisites
 	@$(PYTHON) -m bench
+
+# half an hour, two emulated machines at a time; what is booted is kept, so a second run goes on where one stopped
+figure3: prerequisites
+	@$(PYTHON) -m figure3
 
 deb: prerequisites
 	@packaging/build_deb build/deb
