@@ -64,6 +64,7 @@ def spawn_detached(
     identity: Identity | None,
     log: Path,
     environment: Mapping[str, str] = ENVIRONMENT,
+    stdin: int = subprocess.DEVNULL,
 ) -> int:
     """Start a child in a session of its own that outlives us; return its pid, which is also its session id.
 
@@ -76,7 +77,7 @@ def spawn_detached(
         os.dup2(fd, 1)
         os.dup2(fd, 2)
 
-    process = _start(argv, environment, identity, subprocess.DEVNULL, "/", preexec=open_log)
+    process = _start(argv, environment, identity, stdin, "/", preexec=open_log)
     process.returncode = 0  # ours no more: nobody waits for it, init reaps it
     return process.pid
 

@@ -291,18 +291,16 @@ def _interfaces(domain: Domain) -> list[Must]:
     ]
 
 
+def _channel(domain: Domain, type_: str) -> Must:
+    source = Must("source", {"mode": "bind", "path": domain.channel_path})
+    return Must("channel", {"type": "unix"}, children=(source, Must("target", {"type": type_, "name": CHANNEL_NAME})))
+
+
 def _qemu(domain: Domain) -> Must:
     devices = [
         *_disks(domain, ("vda", "vdb"), "virtio"),
         Must("serial", {"type": "file"}, children=(Must("source", {"path": domain.console_path, "append": "off"}),)),
-        Must(
-            "channel",
-            {"type": "unix"},
-            children=(
-                Must("source", {"mode": "bind", "path": domain.channel_path}),
-                Must("target", {"type": "virtio", "name": CHANNEL_NAME}),
-            ),
-        ),
+        _channel(domain, "virtio"),
     ]
     label = Must(
         "seclabel",
@@ -316,6 +314,6 @@ def _xen(domain: Domain) -> Must:
     devices = [
         *_disks(domain, ("xvda", "xvdb"), "xen"),
         Must("console", {"type": "pty"}),
-        Must("channel", {"type": "pty"}, children=(Must("target", {"type": "xen", "name": CHANNEL_NAME}),)),
+        _channel(domain, "xen"),
     ]
     return _common(domain, _os(domain, "linux", {"machine": "xenpv"}), devices, [])

@@ -49,6 +49,9 @@ class Hypervisor(Protocol):
     def is_active(self, name: str, *, deadline: float) -> bool:
         """Whether it runs."""
 
+    def console(self, name: str, *, deadline: float) -> str:
+        """The terminal of a running domain's console, where it has one on this node (Xen); else empty."""
+
     def native_config(self, xml: str, format_: str, *, deadline: float) -> str:
         """The same domain in the hypervisor's own words; `format_` is a key of NATIVE_FORMATS."""
 
@@ -101,6 +104,13 @@ class Libvirt:
 
     def is_active(self, name: str, *, deadline: float) -> bool:
         return self._call("look at the domain", "hypervisor-down", deadline, lambda c: _is_active(c, name))
+
+    def console(self, name: str, *, deadline: float) -> str:
+        text = self._call(
+            "look at the domain", "hypervisor-down", deadline, lambda c: str(c.lookupByName(name).XMLDesc(0))
+        )
+        found = ElementTree.fromstring(text).find("./devices/console")  # noqa: S314 - libvirtd's own words
+        return found.get("tty", "") if found is not None else ""
 
     def native_config(self, xml: str, format_: str, *, deadline: float) -> str:
         native = NATIVE_FORMATS[format_]  # each is written only by the libvirt driver of its own hypervisor

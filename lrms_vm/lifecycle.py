@@ -113,12 +113,17 @@ def prologue(
         actors.hypervisor.create(xml, deadline=deadline, confine=held.enter if held else None)
     with record.phase("hand over"):
         record.note("channel", path=str(job.channel))
-        _hand_over(job, account, pair)
+        _hand_over(job, account, pair, makes_console=described.hypervisor != "xen")
         record.note("verdict", path=str(places.verdict(allocation.key)))
         verdict = _ready(request, allocation, account, facts, job, shares, config, started_at)
         verdict = replace(verdict, memory_cgroup=held.memory_path if held else "")
         write_verdict_file(places, verdict, gid=account.gid)
         record.note("attach")
+        if described.hypervisor == "xen":
+            from lrms_vm import console
+
+            name, key = described.name, allocation.key
+            console.keep(actors.hypervisor, name, job.console, key=key, account=account, deadline=deadline)
         session = spawn_detached(
             [actors.python, "-I", "-m", "lrms_vm", "attach", "--verdict", str(places.verdict(allocation.key))],
             identity=account.identity,
@@ -360,8 +365,11 @@ def template_text(config: Config, hypervisor: str) -> str:
         raise NodeError(f"{directory / name}: cannot read: {error.strerror}", code="template-missing") from error
 
 
-def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair) -> None:
-    """Give the user what is theirs: the channel's socket, the console's text, the keys. The directory comes last."""
+def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair, *, makes_console: bool) -> None:
+    """Give the user what is theirs: the channel's socket, the console's text, the keys. The directory comes last.
+
+    `makes_console`: the hypervisor writes the console's file; else the user's own process will, see console.py.
+    """
     user = job.user
     _make_directory(user.root, 0o700)
     files: Mapping[Path, bytes] = {
@@ -371,7 +379,9 @@ def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair) -> None:
     }
     for path, text in files.items():
         _write(path, text, 0o600, uid=account.uid, gid=account.gid)
-    for path, mode in ((job.channel, 0o600), (job.console, 0o400)):
+    if not makes_console:
+        _write(job.console, b"", 0o600)
+    for path, mode in ((job.channel, 0o600), (job.console, 0o400 if makes_console else 0o600)):
         os.chmod(path, mode)
         os.lchown(path, account.uid, account.gid)
     os.lchown(user.root, account.uid, account.gid)

@@ -21,6 +21,7 @@ class FakeHypervisor:
     domains: dict[str, str] = field(default_factory=dict)  # name: xml
     calls: list[tuple[str, str]] = field(default_factory=list)
     on_create: Callable[[str], None] | None = None
+    terminal: str = ""  # of each domain's console, as Xen has one
     process: int | None = None  # whose pid a guest's process has, where it has one
 
     def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
@@ -57,6 +58,10 @@ class FakeHypervisor:
     def is_active(self, name: str, *, deadline: float) -> bool:
         self._called("is_active", name)
         return name in self.domains
+
+    def console(self, name: str, *, deadline: float) -> str:
+        self._called("console", name)
+        return self.terminal if name in self.domains else ""
 
     def native_config(self, xml: str, format_: str, *, deadline: float) -> str:
         self._called("native_config", format_)

@@ -27,7 +27,7 @@ _EFFECTS = """
     anchors site_policy decision resolve
     fetch_http fetch hashing image_file file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed
-    guest channel share attach srun_service payload starter
+    guest channel console share attach srun_service payload starter
     lifecycle teardown retries batch_system slurm_node gridengine_node torque_node openpbs_node node submit
     build checks installed install install_gridengine install_pbs install_systemd
     cli __main__
