@@ -176,7 +176,7 @@ def scheduling_lines(targets: SlurmTargets, *, node: str, hypervisor: str, guest
     """
     return (
         "GresTypes=vm                     # added to what is there",
-        f"NodeName={node} ... Gres=vm:{guests} Features={','.join(vm_features(hypervisor))}    # added to the node's line",
+        f"NodeName={node} ... Gres=vm:{guests} Features={','.join(vm_features(hypervisor))}    # added to its line",
         f"HealthCheckProgram={targets.health}",
         "HealthCheckInterval=300",
         f"gres.conf, only if there is one: NodeName={node} Name=vm Count={guests}",

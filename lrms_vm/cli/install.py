@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import stat
 import sys
 from collections.abc import Sequence
@@ -107,7 +108,7 @@ def _run(args: argparse.Namespace) -> int:
             guest=guest,
         )
         _put((*files, *units), note, dry_run=args.dry_run)
-        _print_rest(targets, config_path)
+        _print_rest(targets, config_path, known)
     if units and not args.dry_run and install_systemd.booted():
         _say(install_systemd.settle(start=True))
     return 0
@@ -219,10 +220,14 @@ def _print_undone(restored: Sequence[Path], removed: Sequence[Path]) -> None:
         print(f"removed  {path}")
 
 
-def _print_rest(targets: install.SlurmTargets, config_path: Path) -> None:
+def _print_rest(targets: install.SlurmTargets, config_path: Path, known: configuration.Config) -> None:
     print("\nslurm.conf must say, on the controller and on all nodes (then restart slurmctld and slurmd):")
     for line in install.slurm_conf_lines(targets):
         print(f"    {line}")
+    node, guests = socket.gethostname().partition(".")[0], os.cpu_count() or 1
+    print("and, where guests are to be counted and nodes found by their hypervisor (docs/slurm.md, Scheduling):")
+    lines = install.scheduling_lines(targets, node=node, hypervisor=known.hypervisor, guests=guests)
+    _say([f"    {line}" for line in lines])
     plugstack = targets.slurm_conf_dir / "plugstack.conf"
     include = f"include {targets.plugstack.parent}/*.conf"
     if not plugstack.exists() or "plugstack.conf.d" not in plugstack.read_text(errors="replace"):
