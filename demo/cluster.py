@@ -26,7 +26,7 @@ from demo import hypervisor, jobs, users
 from demo.jobs import Client, JobInfo
 from demo.layout import NODES, USER, Layout, default_base
 from demo.programs import Daemon, DemoError, run, wait_until
-from demo.slurm_conf import slurm_conf
+from demo.slurm_conf import CGROUP_CONF, slurm_conf
 
 LOCK = Path("/run/lock/lrms_vm-demo")
 
@@ -36,6 +36,7 @@ class Cluster:
     """See above. `base` must be reachable by users and by the hypervisor's user."""
 
     base: Path
+    cgroups: bool = False  # Slurm holds jobs in cgroups: needs a machine whose cgroups can be written
 
     @property
     def layout(self) -> Layout:
@@ -57,7 +58,7 @@ class Cluster:
         self.prepare()
         if not layout.plugin(NODES[0]).exists():
             raise DemoError(f"{layout.base}: nothing is installed there yet: run `make demo`")
-        _write_configuration(layout)
+        _write_configuration(layout, self.cgroups)
         hypervisor.start(layout)
         for node in NODES:
             link = layout.libvirt_socket(node)
@@ -216,9 +217,12 @@ def _make_places(layout: Layout) -> None:
     run(["chown", "-R", "munge:munge", munge])
 
 
-def _write_configuration(layout: Layout) -> None:
+def _write_configuration(layout: Layout, cgroups: bool) -> None:
     host = socket.gethostname().partition(".")[0]
-    texts = {layout.slurm_conf(node): slurm_conf(layout, host=host, node=node) for node in (None, *NODES)}
+    texts = {
+        layout.slurm_conf(node): slurm_conf(layout, host=host, node=node, cgroups=cgroups) for node in (None, *NODES)
+    }
+    texts |= {path.with_name("cgroup.conf"): CGROUP_CONF for path in list(texts)}
     texts[layout.etc / "slurm-noplugin.conf"] = slurm_conf(layout, host=host, node=None, plugstack=False)
     for path, text in texts.items():
         path.write_text(text)

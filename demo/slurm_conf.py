@@ -11,15 +11,29 @@ NODE_MEMORY_MB = 4000
 # How long a job waits after its node failed it: Slurm requeues no earlier than the credential's life (default 120 s).
 CREDENTIAL_LIFE_S = 15
 KILL_WAIT_S = 10
+# By cgroups or without, each with its lines for slurm.conf
+TRACKING = {
+    False: ("ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "JobAcctGatherType=jobacct_gather/none"),
+    True: (
+        "ProctrackType=proctrack/cgroup",
+        "TaskPlugin=task/cgroup,task/affinity",
+        "JobAcctGatherType=jobacct_gather/cgroup",
+    ),
+}
+CGROUP_CONF = """\
+CgroupPlugin=autodetect
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainCores=yes
+ConstrainRAMSpace=yes
+ConstrainDevices=no
+"""
+NODE_GUESTS = 2
 # What has nothing to do with where the daemons run.
 BEHAVIOUR = (
     "SlurmctldDebug=verbose",
     "SlurmdDebug=verbose",
     "DebugFlags=NO_CONF_HASH",
     "SlurmdParameters=config_overrides",
-    "ProctrackType=proctrack/linuxproc",
-    "TaskPlugin=task/none",
-    "JobAcctGatherType=jobacct_gather/none",
     "AccountingStorageType=accounting_storage/none",
     "MpiDefault=none",
     "SelectType=select/cons_tres",
@@ -40,10 +54,11 @@ BEHAVIOUR = (
 )
 
 
-def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool = True) -> str:
+def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool = True, cgroups: bool = False) -> str:
     """One configuration for everybody but for the paths of a node's own hooks (hence NO_CONF_HASH).
 
-    `node`: whose slurmd reads it; None for the controller and users.
+    `node`: whose slurmd reads it; None for the controller and users. `cgroups`: Slurm holds its jobs in cgroups, which
+    the demo does not rely on.
     """
     own = layout.etc / node if node else layout.etc
     lines = [
@@ -62,6 +77,8 @@ def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool =
         f"SlurmctldLogFile={layout.log / 'slurmctld.log'}",
         f"SlurmdLogFile={layout.log / 'slurmd.%n.log'}",
         *BEHAVIOUR,
+        *TRACKING[cgroups],
+        "GresTypes=vm",
     ]
     # said in either case: left out, Slurm takes the plugstack.conf beside the file
     lines.append(f"PlugStackConfig={own / 'plugstack.conf' if plugstack else '/dev/null'}")
@@ -69,7 +86,7 @@ def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool =
     lines += [f"Prolog={hooks / 'slurm.prolog'}", f"Epilog={hooks / 'slurm.epilog'}"]
     lines += [
         f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={NODE_PORTS[name]} "
-        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MB} Features=vm"
+        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MB} Features=vm,vm_qemu,vm_kvm Gres=vm:{NODE_GUESTS}"
         for name in NODES
     ]
     lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=60 State=UP OverSubscribe=NO")

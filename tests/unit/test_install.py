@@ -74,7 +74,7 @@ def test_installing_twice_changes_nothing_and_undo_leaves_nothing(tmp_path: Path
     (tmp_path / "opt/libexec/slurm.prolog").write_text("old")
     assert [verb for verb, _ in install.changes(files)].count("change") == 1
     install.apply(files)
-    assert len(install.undo(targets(tmp_path))) == 7
+    assert len(install.undo(targets(tmp_path))) == 8
     assert install.undo(targets(tmp_path)) == []
     assert not (tmp_path / "opt").exists()
     assert theirs.exists()
