@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from demo.ca import BUILDER_DN, CA_DN
 from demo.site_conf import Builder, SiteKernel, trust_toml
-from demo.slurm_conf import BEHAVIOUR, CREDENTIAL_LIFE_S
+from demo.slurm_conf import BEHAVIOUR, CREDENTIAL_LIFE_S, TRACKING
 from demo.users import User
 from demo.xen_layout import HOST_ADDRESS, NODE, NODE_ADDRESS, PREFIX_LENGTH, XenLayout
 
@@ -78,6 +78,7 @@ def slurm_conf(layout: XenLayout, *, host: str, in_node: bool, plugstack: bool =
         "SlurmdPidFile=/run/slurmd.pid",
         "SlurmdLogFile=/var/log/slurmd.log",
         *BEHAVIOUR,
+        *TRACKING[False],
         f"Prolog={PREFIX / 'libexec' / 'slurm.prolog'}",
         f"Epilog={PREFIX / 'libexec' / 'slurm.epilog'}",
         f"NodeName={NODE} NodeAddr={NODE_ADDRESS} Port={NODE_PORT} CPUs={NODE_CPUS} "
