@@ -6,6 +6,7 @@ that a limit of 60 s is no limit (measured on 0.7.9). Limits go into the native 
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -63,16 +64,19 @@ def _template(
         in_guest=carried.in_guest,
     )
     mark = str(index) if index is not None else INCREMENT if bulk else None
+    beside = directory if by_script and directory else ""  # what qsub does; pbs-drmaa leaves it to the home directory
+
+    def placed(text: str | None, where: str) -> str | None:
+        return text and ":" + posixpath.join(beside, path(text, where, job=None, index=mark))
+
     said = {
         "remoteCommand": "/bin/sh",
         "args": ["-c", line],
         "jobName": job.name,
         "workingDirectory": None if by_script else directory,
-        "inputPath": job.stdin_path
-        and not by_script
-        and ":" + path(job.stdin_path, "stdin_path", job=None, index=mark),
-        "outputPath": job.stdout_path and ":" + path(job.stdout_path, "stdout_path", job=None, index=mark),
-        "errorPath": job.stderr_path and ":" + path(job.stderr_path, "stderr_path", job=None, index=mark),
+        "inputPath": None if by_script else placed(job.stdin_path, "stdin_path"),
+        "outputPath": placed(job.stdout_path, "stdout_path"),
+        "errorPath": placed(job.stderr_path, "stderr_path"),
         "joinFiles": True if job.stdout_path and not job.stderr_path and not by_script else None,
         "jobEnvironment": dict(carried.variables) or None,
         "jobSubmissionState": "drmaa_hold" if job.held else None,
