@@ -219,8 +219,10 @@ def _make_places(layout: Layout) -> None:
 
 def _write_configuration(layout: Layout, cgroups: bool) -> None:
     host = socket.gethostname().partition(".")[0]
+    kind = os.environ.get("LRMS_VM_DEMO_HYPERVISOR", "qemu")
     texts = {
-        layout.slurm_conf(node): slurm_conf(layout, host=host, node=node, cgroups=cgroups) for node in (None, *NODES)
+        layout.slurm_conf(node): slurm_conf(layout, host=host, node=node, cgroups=cgroups, hypervisor=kind)
+        for node in (None, *NODES)
     }
     texts |= {path.with_name("cgroup.conf"): CGROUP_CONF for path in list(texts)}
     texts[layout.etc / "slurm-noplugin.conf"] = slurm_conf(layout, host=host, node=None, plugstack=False)

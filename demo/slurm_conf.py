@@ -54,7 +54,15 @@ BEHAVIOUR = (
 )
 
 
-def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool = True, cgroups: bool = False) -> str:
+def slurm_conf(
+    layout: Layout,
+    *,
+    host: str,
+    node: str | None,
+    plugstack: bool = True,
+    cgroups: bool = False,
+    hypervisor: str = "qemu",
+) -> str:
     """One configuration for everybody but for the paths of a node's own hooks (hence NO_CONF_HASH).
 
     `node`: whose slurmd reads it; None for the controller and users. `cgroups`: Slurm holds its jobs in cgroups, which
@@ -86,7 +94,7 @@ def slurm_conf(layout: Layout, *, host: str, node: str | None, plugstack: bool =
     lines += [f"Prolog={hooks / 'slurm.prolog'}", f"Epilog={hooks / 'slurm.epilog'}"]
     lines += [
         f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={NODE_PORTS[name]} "
-        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MB} Features=vm,vm_qemu,vm_kvm Gres=vm:{NODE_GUESTS}"
+        f"CPUs={NODE_CPUS} RealMemory={NODE_MEMORY_MB} Features=vm,vm_{hypervisor} Gres=vm:{NODE_GUESTS}"
         for name in NODES
     ]
     lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=60 State=UP OverSubscribe=NO")

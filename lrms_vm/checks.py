@@ -16,6 +16,7 @@ from lrms_vm import command
 from lrms_vm.config import Config
 from lrms_vm.errors import LrmsVmError
 from lrms_vm.file_systems import kind_of, on_network
+from lrms_vm.request import Allocation
 from lrms_vm.trust.verify import TrustAnchors
 
 TIMEOUT_S = 10.0
@@ -37,7 +38,7 @@ class Finding:
 
 def all_findings(config: Config) -> Iterator[Finding]:
     """Ask everything; a question that cannot be asked is itself a finding."""
-    return _findings(config, (*_OF_THE_NODE, _policy, _images, _lists, _sandbox, _slurm))
+    return _findings(config, (*_OF_THE_NODE, _policy, _images, _lists, _sandbox, _slurm, _slurm_node))
 
 
 def node_findings(config: Config) -> Iterator[Finding]:
@@ -207,4 +208,70 @@ def _slurm(config: Config) -> Iterator[Finding]:
         yield _answer(f"slurm.conf {key}", wanted in found, found, "see `lrms-vm install --lrms=slurm`")
 
 
-_OF_THE_NODE = (_programs, _interpreter, _state, _kernels, _guest_program, _kvm, _hypervisor)
+def _confinement(config: Config) -> Iterator[Finding]:
+    """Whether a guest can be held to its job's memory and cpus (docs/confinement.md)."""
+    from lrms_vm import cgroups
+
+    if config.hypervisor == "xen" or config.confine == "off":
+        found = "Xen itself bounds its guests" if config.hypervisor == "xen" else 'confine = "off": nothing holds a guest'
+        yield Finding("confinement", True, found)
+        return
+    try:
+        groups = cgroups.plan(cgroups.hierarchies(), _JOB)
+    except LrmsVmError as error:
+        found = f"{error}; guests are not held, since confine = {config.confine!r}"
+        yield _answer("confinement", config.confine == "if-possible", found, getattr(error, "hint", ""))
+        return
+    where = ", ".join(f"v{group.version} {'+'.join(sorted(group.controllers))} in {group.root}" for group in groups)
+    yield Finding("confinement", True, where)
+
+
+def _overhead(config: Config) -> Iterator[Finding]:
+    from lrms_vm import domain, overhead, site_kernel
+
+    kernel = config.kernels.get(config.kernel)
+    kernel_bytes = site_kernel.size_bytes(kernel) if kernel else 0
+    kept = config.memory_overhead_mib
+    said = []
+    for memory_mib, vcpus in ((1024, 1), (16384, 8)):
+        fits = overhead.guest_mib(memory_mib, config.hypervisor, vcpus=vcpus, kernel_bytes=kernel_bytes)
+        guest_mib = memory_mib - kept if kept else fits
+        said.append(f"{memory_mib - guest_mib} MiB of a job with {vcpus} cpus and {memory_mib} MiB")
+    needed = overhead.overhead_mib(domain.MIN_MEMORY_MIB, config.hypervisor, vcpus=1, kernel_bytes=kernel_bytes)
+    remedy = f"a small guest's hypervisor takes {needed} MiB: memory_overhead_mib = 0 has it computed"
+    found = ", ".join(said) + (" (memory_overhead_mib)" if kept else " (computed)")
+    yield _answer("hypervisor's memory", not kept or kept >= needed, found, remedy)
+
+
+def _slurm_node(config: Config) -> Iterator[Finding]:
+    """What the controller says that this node can do, against what it can (docs/slurm.md, Scheduling)."""
+    if not config.spank_plugin:
+        return
+    from lrms_vm import domain, overhead, slurm_node
+    from lrms_vm.lrms import slurm
+
+    name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
+    node = slurm_node.look_at_node(name, os.environ, config)
+    ours = slurm.vm_features(config.hypervisor)
+    others = [word for word in node.available if word.startswith("vm_") and word not in ours]
+    off = [word for word in ours if word in node.available and word not in node.active]
+    found = f"{name}: {','.join(node.active) or 'none'}" + (f"; off: {','.join(off)} ({node.comment})" if off else "")
+    if not set(ours) & set(node.available):
+        found += f"; without {','.join(ours)} no job can ask for a node with VMs"
+    remedy = f"this node has {config.hypervisor}: take {','.join(others)} out of slurm.conf" if others else ""
+    remedy = remedy or "`lrms-vm health --lrms=slurm` puts them back on a healthy node"
+    yield _answer("slurm features", not others and not off, found, remedy)
+    if node.guests is None:
+        yield Finding("slurm gres/vm", True, f"{name}: none: guests on the node are not counted")
+        return
+    least = domain.MIN_MEMORY_MIB + (
+        config.memory_overhead_mib
+        or overhead.overhead_mib(domain.MIN_MEMORY_MIB, config.hypervisor, vcpus=1, kernel_bytes=0)
+    )
+    most = min(node.cpus, node.memory_mib // least)
+    found = f"{name}: {node.guests}; {node.cpus} cpus and {node.memory_mib} MiB hold at most {most}"
+    yield _answer("slurm gres/vm", node.guests <= most, found, f"Gres=vm:{most} in slurm.conf")
+
+
+_JOB = Allocation("slurm", "0", os.uname().nodename.partition(".")[0], 0, 0, "root", "/", cpus=1, memory_mib=1024)
+_OF_THE_NODE = (_programs, _interpreter, _state, _kernels, _guest_program, _kvm, _hypervisor, _confinement, _overhead)
