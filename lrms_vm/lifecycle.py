@@ -292,7 +292,7 @@ def _acquire(
         )
     except (RequestError, SiteError) as error:
         named = {"name": request.image.text}
-        journal.say("warning", "verdict", provenance.line(allocation.key, account.name, named, code=error.code))
+        journal.write("warning", "verdict", provenance.words(allocation.key, account.name, named, code=error.code))
         raise
     total_ms = (time.monotonic() - start) * 1e3
     record.took("fetch", total_ms - decide.spent_ms)
@@ -301,9 +301,9 @@ def _acquire(
         raise NodeError(f"{image.name}: in the cache, but nobody decided about it", code="internal")
     facts = provenance.facts(image, decide.limits, entry.version)
     record.note("verified", image=facts)
-    journal.say("info", "verdict", provenance.line(allocation.key, account.name, facts))
+    journal.write("info", "verdict", provenance.words(allocation.key, account.name, facts))
     for sentence in decide.limits.audit:
-        journal.say("info", "audit", f"{allocation.key}: {sentence}")
+        journal.write("info", "audit", {"job": allocation.key, "text": sentence})
     return facts, image, decide.limits
 
 

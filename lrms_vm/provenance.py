@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from lrms_vm import logfmt
 
 if TYPE_CHECKING:
     from lrms_vm.image import VerifiedImage
     from lrms_vm.trust.verify import Claim
-
-_PLAIN = re.compile(r"[A-Za-z0-9._:/@+-]+", re.ASCII)
 
 
 def facts(image: VerifiedImage, claim: Claim, version: str | None) -> dict[str, str]:
@@ -30,22 +28,19 @@ def facts(image: VerifiedImage, claim: Claim, version: str | None) -> dict[str, 
     return {key: value for key, value in known.items() if value}
 
 
-def line(
+def words(
     key: str,
     user: str,
     image: Mapping[str, str],
     *,
     code: str = "accepted",
     used: Mapping[str, float | int] | None = None,
-) -> str:
-    """One verdict. `image` is `facts`, or of a refused one its `name` as the job said it. `used`: of an ended job, what
-    its guest took (cgroup_paths.Usage.facts).
-
-    >>> line("local-1.n", "alice", {"name": "a", "version": "2", "signer": "CN=A B"})
-    'job=local-1.n user=alice image=a@2 signer="CN=A B" verdict=accepted code=accepted'
+) -> dict[str, str]:
+    """One verdict, as the log's words. `image` is `facts`, or of a refused one its `name` as the job said it. `used`:
+    of an ended job, what its guest took (cgroup_paths.Usage.facts).
     """
     name, version = image.get("name", ""), image.get("version")
-    words = {
+    return {
         "job": key,
         "user": user,
         "image": f"{name}@{version}" if version else name,
@@ -55,9 +50,19 @@ def line(
         "code": code,
         **{word: str(value) for word, value in (used or {}).items()},
     }
-    return " ".join(f"{word}={_quoted(value)}" for word, value in words.items())
 
 
-def _quoted(value: str) -> str:
-    """As it is where it is plain; else in quotes, with everything odd escaped."""
-    return value if _PLAIN.fullmatch(value) else json.dumps(value)
+def line(
+    key: str,
+    user: str,
+    image: Mapping[str, str],
+    *,
+    code: str = "accepted",
+    used: Mapping[str, float | int] | None = None,
+) -> str:
+    """The same as text.
+
+    >>> line("local-1.n", "alice", {"name": "a", "version": "2", "signer": "CN=A B"})
+    'job=local-1.n user=alice image=a@2 signer="CN=A B" verdict=accepted code=accepted'
+    """
+    return logfmt.line(words(key, user, image, code=code, used=used))

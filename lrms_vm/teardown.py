@@ -204,8 +204,8 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
         "used": cgroups.measure(key).facts,
     }
     if history["image"]:
-        words = provenance.line(key, str(begin.get("user", "")), history["image"], used=history["used"])
-        journal.say("info", "ended", words)
+        words = provenance.words(key, str(begin.get("user", "")), history["image"], used=history["used"])
+        journal.write("info", "ended", words)
     places.history.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = places.history / f"{key}.json"
     fresh = path.with_name(f".{path.name}.new")

@@ -79,7 +79,7 @@ def _prologue(args: argparse.Namespace) -> int:
         with teardown.locked(config.places, job.key, deadline=deadline):
             failure = _failure(lambda: _start_guest(batch, call, job, config, started_at, deadline), job)
             if failure is None:
-                journal.say("info", job.key, f"guest started in {time.monotonic() - start:.2f} s")
+                journal.write("info", "started", {"job": job.key, "seconds": round(time.monotonic() - start, 2)})
                 retries.forget(config.places, job.key)
                 return batch.outcome(PROLOGUE, Outcome.READY, retries=0).exit_code
             _clear(job, config)
@@ -96,7 +96,7 @@ def _sick(batch: BatchSystem, config: Config) -> Outcome | None:
 
 
 def _unready(batch: BatchSystem, hook: str, error: LrmsVmError) -> int:
-    journal.say("error", hook, f"{error.blame}: {error.code}: {error}")
+    journal.write("error", hook, {"blame": error.blame, "code": error.code, "text": error})
     print(f"lrms_vm: {error}", file=sys.stderr)
     return batch.unready(hook, error)
 
@@ -122,11 +122,11 @@ def _failure(action: Callable[[], None], job: Allocation) -> LrmsVmError | None:
     try:
         action()
     except LrmsVmError as error:
-        journal.say("error", job.key, f"{error.blame}: {error.code}: {error}")
+        journal.write("error", "failed", {"job": job.key, "blame": error.blame, "code": error.code, "text": error})
         print(f"lrms_vm: {job.key}: {error}", file=sys.stderr)
         return error
     except Exception as bug:
-        journal.say("error", job.key, traceback.format_exc())
+        journal.write("error", "failed", {"job": job.key, "code": "internal", "text": traceback.format_exc()})
         traceback.print_exc()
         return LrmsVmError(f"internal error: {type(bug).__name__}: {bug}", code="internal")
     return None
@@ -213,12 +213,12 @@ def _epilogue(args: argparse.Namespace) -> int:
     except LrmsVmError as error:
         why = str(error)
     if why:
-        journal.say("error", job.key, f"left behind: {why}")
+        journal.write("error", "leftovers", {"job": job.key, "text": why})
         print(f"lrms_vm: {job.key}: left behind: {why}", file=sys.stderr)
         found = NodeError(f"job {job.job_id}: {why}", code="leftovers")
         return _tell(batch, EPILOGUE, _sick(batch, config) or Outcome.LEFTOVERS, found, job, call, config)
     batch.ended(job, call, config)
-    journal.say("info", job.key, "guest removed, nothing left")
+    journal.write("info", "removed", {"job": job.key})
     return batch.outcome(EPILOGUE, Outcome.READY, retries=0).exit_code
 
 
@@ -271,7 +271,8 @@ def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call,
         with teardown.locked(config.places, key, deadline=deadline):
             left = teardown.teardown(key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline)
         leftovers += [f"{key}: {item}" for item in left]
-        journal.say("error" if left else "warning", key, "reaped" + "".join(f"; left behind: {item}" for item in left))
+        what = {"job": key, **({"leftovers": "; ".join(map(str, left))} if left else {})}
+        journal.write("error" if left else "warning", "reaped", what)
     return leftovers
 
 
@@ -286,6 +287,6 @@ def _reap_others(batch: BatchSystem, call: Call, job: Allocation, config: Config
     try:
         found = teardown.keys_in_directories(job.node, places=config.places) - {job.key}
         for line in _reap_ended(found, job.node, batch, call, config):
-            journal.say("error", job.key, f"left behind: {line}")
+            journal.write("error", "leftovers", {"job": job.key, "text": line})
     except LrmsVmError as error:
         journal.say("warning", job.key, f"not reaped: {error}")

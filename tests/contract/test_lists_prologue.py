@@ -129,7 +129,7 @@ def test_from_a_list_to_a_guest_and_its_provenance_everywhere(site: Listed, log:
         "verdict=accepted code=accepted"
     )
     assert row["provenance"] == expected
-    assert f"verdict: {expected}" in log
+    assert f"level=info event=verdict {expected}" in log
     assert site.teardown() == []
     history = json.loads((site.config.places.history / "slurm-7.n1.json").read_text())
     assert history["image"] == found
