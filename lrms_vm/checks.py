@@ -213,7 +213,9 @@ def _confinement(config: Config) -> Iterator[Finding]:
     from lrms_vm import cgroups
 
     if config.hypervisor == "xen" or config.confine == "off":
-        found = "Xen itself bounds its guests" if config.hypervisor == "xen" else 'confine = "off": nothing holds a guest'
+        found = (
+            "Xen itself bounds its guests" if config.hypervisor == "xen" else 'confine = "off": nothing holds a guest'
+        )
         yield Finding("confinement", True, found)
         return
     try:
