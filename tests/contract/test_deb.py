@@ -54,7 +54,7 @@ class Debian:
 
     def files(self) -> set[str]:
         """Everything but what dpkg notes for itself, and its logs."""
-        own = re.compile(r"(var/lib/dpkg|var/log|tmp|var/cache|dev|proc)(/|$)")
+        own = re.compile(r"(var/lib/dpkg|var/lib/apt|var/log|tmp|var/cache|dev|proc)(/|$)")
         found = (os.path.relpath(os.path.join(at, name), self.root)
                  for at, directories, names in os.walk(self.root) for name in (*directories, *names))  # fmt: skip
         return {name for name in found if not own.match(name)}
