@@ -196,6 +196,25 @@ def test_systemd_reads_the_units_without_a_word(root: Path) -> None:
         assert "@PYTHON@" not in (units / name).read_text()
 
 
+def test_what_the_units_start_does_its_work_on_a_node_without_jobs(root: Path) -> None:
+    (root / "etc/lrms_vm.toml").write_text(
+        f"""version = 1
+        state_dir = "{root}/state"
+        run_dir = "{root}/run"
+        policy = "{root}/etc/trust.toml"
+        libvirt_uri = "test:///default"
+        """
+    )
+    (root / "ca").mkdir()
+    (root / "etc/trust.toml").write_text(f'version = 1\n[defaults]\nca_dir = "{root}/ca"\n')
+    run(root)
+    for name in ("lrms-vm-reap@.service", "lrms-vm-scrub.service", "lrms-vm-lists.service"):
+        unit = (root / "etc/systemd/system" / name).read_text()
+        command = unit.partition("ExecStart=")[2].partition("\n")[0].replace("%i", "slurm").replace("%l", "n1")
+        done = subprocess.run(command.split(), capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), command
+
+
 def test_systemd_tmpfiles_makes_the_run_directory(root: Path) -> None:
     run(root)
     line = (root / "etc/tmpfiles.d/lrms_vm.conf").read_text()
