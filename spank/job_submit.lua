@@ -91,9 +91,62 @@ function lrms_vm.comment(comment, environment)
 	return table.concat(words, ",")
 end
 
+-- What each job with a VM asks for beside its own words, e.g. { tres_per_node = "gres:vm:1", features = "vm" }: a site
+-- that counts guests or has VM features on its nodes sets it after its dofile. docs/slurm.md, "Scheduling".
+lrms_vm.vm_jobs_ask = nil
+
+local function wants_vm(job_desc)
+	if names_an_image(job_desc.comment or "") then
+		return true
+	end
+	for _, setting in pairs(job_desc.spank_job_env or {}) do -- what our plugin's options became
+		if setting:find("^VM_IMAGE=") then
+			return true
+		end
+	end
+	return false
+end
+
+-- gres/vm with its own count stays; other gres are continued.
+function lrms_vm.with_gres(asked, wanted)
+	if asked == nil or asked == "" then
+		return wanted
+	end
+	for part in (asked .. ","):gmatch("([^,]*),") do
+		if part:gsub("^gres[:/]", ""):find("^vm[:=]?%d*$") or part:gsub("^gres[:/]", ""):find("^vm[:=]") then
+			return asked
+		end
+	end
+	return asked .. "," .. wanted
+end
+
+function lrms_vm.with_feature(asked, wanted)
+	if asked == nil or asked == "" then
+		return wanted
+	end
+	if ("&" .. asked .. "&"):find("&" .. wanted .. "&", 1, true) then
+		return asked
+	end
+	return "(" .. asked .. ")&" .. wanted
+end
+
 -- For a site's own job_submit.lua: `dofile("/.../lrms_vm.lua")`, then call this first in its slurm_job_submit and
 -- return what it returns unless that is slurm.SUCCESS.
 function lrms_vm.job_submit(job_desc)
+	local code = lrms_vm.bring_request(job_desc)
+	local ask = lrms_vm.vm_jobs_ask
+	if code == slurm.SUCCESS and ask ~= nil and wants_vm(job_desc) then
+		if ask.tres_per_node ~= nil then
+			job_desc.tres_per_node = lrms_vm.with_gres(job_desc.tres_per_node, ask.tres_per_node)
+		end
+		if ask.features ~= nil then
+			job_desc.features = lrms_vm.with_feature(job_desc.features, ask.features)
+		end
+	end
+	return code
+end
+
+function lrms_vm.bring_request(job_desc)
 	if job_desc.script == nil then -- srun and salloc: they bring no environment, and run where the plugin is
 		return slurm.SUCCESS
 	end
