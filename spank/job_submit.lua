@@ -113,7 +113,7 @@ function lrms_vm.with_gres(asked, wanted)
 		return wanted
 	end
 	for part in (asked .. ","):gmatch("([^,]*),") do
-		if part:gsub("^gres[:/]", ""):find("^vm[:=]?%d*$") or part:gsub("^gres[:/]", ""):find("^vm[:=]") then
+		if part:gsub("^gres[:/]", ""):match("^[^:=]*") == "vm" then
 			return asked
 		end
 	end
