@@ -282,6 +282,7 @@ static void make_fit(const char *seed) {
     make_mount_points(seed, &user);
     write_ssh_files(seed, &user);
     give_root(seed, user.gid);
+    set_address(seed);
     chmod("/dev/fuse", 0666); /* what udev would do; shares are mounted by the user */
 }
 

@@ -69,6 +69,10 @@ class Config:
     memory_default_mib: int = 1024  # a guest's, where the batch system does not count memory
     network: str = "none"  # what a guest gets when the job does not say
     networks_allowed: tuple[str, ...] = ("none",)
+    nat_bridge: str = "lrms_vm0"  # the node's own bridge for guests with "nat"; it is there while one of them is
+    nat_subnet: str = "10.208.0.0/22"  # of those guests; the first address is the node's
+    nat_refuse: tuple[str, ...] = ()  # networks that they may not reach, besides link-local, loopback and multicast
+    bridge_guests_talk: bool = False  # whether guests on one of the site's own bridges may reach each other
     share_roots: tuple[str, ...] = ()  # --vm-share may name directories below these
     prologue_timeout_s: int = 600
     epilogue_timeout_s: int = 60
@@ -245,6 +249,8 @@ def _contradictions(config: Config) -> list[str]:
         for digest in (kernel.vmlinuz_sha256, kernel.initrd_sha256):
             if re.fullmatch("[0-9a-f]{64}", digest) is None:
                 problems.append(f"kernels.{name}: {digest[:20]!r} is not a sha256 in hex")
+    if "nat" in (config.network, *config.networks_allowed):
+        problems += _nat_problems(config)
     for where, text in _cache_sizes(config).items():
         try:
             parse_size_bytes(text, bare="", source=where[:60])
@@ -264,6 +270,24 @@ def _contradictions(config: Config) -> list[str]:
             problems.append(_not_a_place(f"lists.{name}.url", list_.url))
         if list_.refresh_s < 1:
             problems.append(f"lists.{name}.refresh_s: {list_.refresh_s} is too small")
+    return problems
+
+
+def _nat_problems(config: Config) -> list[str]:
+    import ipaddress  # 3 ms: for sites that give guests a network
+
+    problems = []
+    for key, texts in (("nat_subnet", (config.nat_subnet,)), ("nat_refuse", config.nat_refuse)):
+        for text in texts:
+            try:
+                network = ipaddress.IPv4Network(text)
+            except ValueError as error:
+                problems.append(f"{key}: expected an IPv4 network like 10.208.0.0/22, got {text!r:.40} ({error})")
+                continue
+            if key == "nat_subnet" and not 12 <= network.prefixlen <= 29:
+                problems.append(f"nat_subnet: {text} has no place for guests; expected /12 to /29")
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,14}", config.nat_bridge, re.ASCII) is None:
+        problems.append(f"nat_bridge: expected at most 15 letters, digits and _, got {config.nat_bridge!r:.40}")
     return problems
 
 

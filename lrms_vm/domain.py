@@ -5,7 +5,6 @@ The only importer of jinja2, which is loaded by `render` alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,13 +12,13 @@ from typing import Protocol
 from lrms_vm import overhead
 from lrms_vm.errors import ConfigError, RequestError
 from lrms_vm.image import VerifiedImage
+from lrms_vm.network_rules import mac_of, port_of
 from lrms_vm.paths import JobPlaces
 from lrms_vm.request import Allocation, Request
 from lrms_vm.xml_check import Must, require
 
 NAME_PREFIX = "lrms_vm-"
 CHANNEL_NAME = "org.lrms_vm.channel.0"
-NAT_NETWORK = "default"  # libvirt's own
 NO_IMAGE = "/nonexistent/verified-image"  # only a `VerifiedImage` can take its place
 MIN_MEMORY_MIB = 128  # a Debian guest with systemd does not come up in less
 
@@ -43,11 +42,19 @@ class Domain:
     network: str  # "none" | "nat" | "bridge:NAME"
     mac: str | None
     run_as: str  # "user:group" of the hypervisor process, names or +numbers
+    nat_bridge: str = ""  # the node's own bridge
 
     @property
-    def bridge(self) -> str | None:
-        """The site's bridge to plug the guest into."""
-        return self.network.removeprefix("bridge:") if self.network.startswith("bridge:") else None
+    def bridge(self) -> str:
+        """What the guest is plugged into: the node's own bridge, or one of the site's. Empty: nothing."""
+        if self.network == "none":
+            return ""
+        return self.nat_bridge if self.network == "nat" else self.network.removeprefix("bridge:")
+
+    @property
+    def port(self) -> str:
+        """The name of the guest's interface on this host, which the rules for it go by."""
+        return port_of(self.name.removeprefix(NAME_PREFIX))
 
 
 class SiteKernel(Protocol):
@@ -76,6 +83,8 @@ class Site(Protocol):
     def network(self) -> str: ...
     @property
     def networks_allowed(self) -> tuple[str, ...]: ...
+    @property
+    def nat_bridge(self) -> str: ...
     @property
     def kernel(self) -> str: ...
     @property
@@ -123,8 +132,9 @@ def outline(
         channel_path=str(places.channel),
         console_path=str(places.console),
         network=network,
-        mac=None if network == "none" else _mac(allocation.key),
+        mac=None if network == "none" else mac_of(allocation.key),
         run_as=f"{user}:{group or user}",
+        nat_bridge=config.nat_bridge,
     )
 
 
@@ -206,11 +216,6 @@ def _kernel(request: Request, config: Site) -> SiteKernel:
     return kernel
 
 
-def _mac(key: str) -> str:
-    """A locally administered unicast address (IEEE 802: second bit of the first octet), the same for the same job."""
-    return ":".join(f"{octet:02x}" for octet in (0x02, *hashlib.sha256(key.encode()).digest()[:5]))
-
-
 def _common(domain: Domain, os: Must, devices: list[Must], more: list[Must]) -> Must:
     memory = {"unit": "MiB"}
     return Must(
@@ -252,14 +257,15 @@ def _disks(domain: Domain, names: tuple[str, str], bus: str) -> list[Must]:
         ),
     )
     made = []
-    for path, format_, name, last in (
-        (domain.overlay_path, "qcow2", names[0], base),
-        (domain.seed_path, "raw", names[1], Must("readonly")),
+    seed_device = "cdrom" if domain.hypervisor == "xen" else "disk"
+    for path, device, format_, name, last in (
+        (domain.overlay_path, "disk", "qcow2", names[0], base),
+        (domain.seed_path, seed_device, "raw", names[1], Must("readonly")),
     ):
         made.append(
             Must(
                 "disk",
-                {"type": "file", "device": "disk"},
+                {"type": "file", "device": device},
                 children=(
                     Must("driver", {"name": "qemu", "type": format_}),
                     Must("source", {"file": path}),
@@ -274,18 +280,15 @@ def _disks(domain: Domain, names: tuple[str, str], bus: str) -> list[Must]:
 def _interfaces(domain: Domain) -> list[Must]:
     if domain.network == "none":
         return []
-    kind, source = (
-        ("bridge", {"bridge": domain.bridge or ""}) if domain.bridge else ("network", {"network": NAT_NETWORK})
-    )
     return [
         Must(
             "interface",
-            {"type": kind},
+            {"type": "bridge"},
             children=(
                 Must("mac", {"address": domain.mac or ""}),
-                Must("source", source),
+                Must("source", {"bridge": domain.bridge}),
+                Must("target", {"dev": domain.port}),
                 *([Must("model", {"type": "virtio"})] if domain.hypervisor != "xen" else []),
-                *([Must("filterref", {"filter": "clean-traffic"})] if domain.hypervisor != "xen" else []),
             ),
         )
     ]

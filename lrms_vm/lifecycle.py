@@ -24,6 +24,7 @@ from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher
 from lrms_vm.guest import Hypervisor
 from lrms_vm.image import ImageEntry, ImageReference, VerifiedImage
+from lrms_vm.network_rules import Address
 from lrms_vm.paths import JobPlaces, Places
 from lrms_vm.record import Record
 from lrms_vm.request import Allocation, Request
@@ -97,11 +98,20 @@ def prologue(
         record.note("overlay", path=str(job.overlay))
         overlay.make(described, timeout_s=remaining_s(deadline))
     shares = shares_of(allocation.work_dir, request, config, claim)
+    address = _plug(described, allocation, record, config, deadline)
     with record.phase("seed"):
         record.note("seed", path=str(job.seed))
         pair = keys.make_pair()
-        timeout_s = remaining_s(deadline)
-        seed.make(described, account, pair, shares, config=config, timeout_s=timeout_s, root=claim.root)
+        seed.make(
+            described,
+            account,
+            pair,
+            shares,
+            config=config,
+            timeout_s=remaining_s(deadline),
+            root=claim.root,
+            address=address,
+        )
     with record.phase("render"):
         xml = domain.render(described, template_text(config, described.hypervisor))
         domain.compare(described, xml)
@@ -131,6 +141,21 @@ def prologue(
             environment=channel.environment(allocation.key),
         )
     record.note("done", session=session, seconds=round(time.time() - started_at, 3))
+
+
+def _plug(
+    described: domain.Domain, allocation: Allocation, record: Record, config: Config, deadline: float
+) -> Address | None:
+    """The guest's network, before the guest; its address where that is ours to give. Raises `NodeError`."""
+    if described.network == "none":
+        return None
+    from lrms_vm import network  # few jobs ask for one
+
+    def note(facts: dict[str, str]) -> None:
+        record.note("network", **facts)
+
+    with record.phase("network"):
+        return network.plug(allocation.key, described.network, config=config, note=note, deadline=deadline)
 
 
 def _hold(

@@ -15,6 +15,7 @@
       retries/<key>                        0600 root      how often we sent a job back, see retries.py
     run_dir    /run/lrms_vm                0755 root      gone at reboot, like the guests themselves
       verdicts/<key>.json                  0440 root:gid  what the SPANK plugin and `exec` believe
+      networks/<key>.json                  0600 root      what guests with a network have, see network.py
       locks/<key>.lock                     0600 root      one prologue or epilogue per job at a time
       jobs/<key>/                          0711 root
         record.jsonl                       0600 root      what teardown must undo, written before each step
@@ -100,6 +101,10 @@ class Places:
     @property
     def jobs(self) -> Path:
         return self.run_dir / "jobs"
+
+    @property
+    def networks(self) -> Path:
+        return self.run_dir / "networks"
 
     @property
     def job_locks(self) -> Path:

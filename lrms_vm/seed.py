@@ -1,8 +1,11 @@
 """The seed: the one disk that tells a guest who it is. ISO 9660 with Rock Ridge, labelled `cidata`.
 
     meta-data  user-data            for images with cloud-init and without our unit (NoCloud data source)
+    network-config                  the same of a guest with an address
     lrms_vm/guest                   our static program, so that both halves always match
     lrms_vm/{hostname,passwd,group,shares,version}
+    lrms_vm/root                    where the user may become root inside
+    lrms_vm/address                 MAC ADDRESS PREFIX GATEWAY DNS..., where it has a network of ours
     lrms_vm/{ssh_host_ed25519_key,authorized_keys}
 
 Values are data, never text of a shell script or of YAML: one line of a known format each, or JSON.
@@ -23,6 +26,7 @@ from lrms_vm.command import run
 from lrms_vm.domain import Domain
 from lrms_vm.errors import ConfigError, NodeError
 from lrms_vm.keys import KeyPair
+from lrms_vm.network_rules import Address
 from lrms_vm.overlay import hypervisor_ids
 
 VERSION = "1"
@@ -73,14 +77,17 @@ def make(
     config: Site,
     timeout_s: float,
     root: bool = False,
+    address: Address | None = None,
 ) -> None:
     """Make `domain.seed_path`, 0600 and the hypervisor's. Its directory is there and only root can write it.
 
-    `root`: whether the user may become root inside. It holds a private key: no file of it is ever readable by anybody but root and the hypervisor's user.
+    `root`: whether the user may become root inside. `address`: the guest's on the node's own network.
+    It holds a private key: no file of it is ever readable by anybody but root and the hypervisor's user.
     Raises `NodeError`, `ConfigError`.
     """
     uid, gid = hypervisor_ids(domain.run_as)
-    files = seed_files(domain.name, account, pair, shares, program=_read_program(guest_program(config)), root=root)
+    program = _read_program(guest_program(config))
+    files = seed_files(domain.name, account, pair, shares, program=program, root=root, address=address)
     target = Path(domain.seed_path)
     stage = target.with_name("seed.d")
     try:
@@ -102,7 +109,14 @@ def make(
 
 
 def seed_files(
-    name: str, account: Person, pair: KeyPair, shares: Sequence[str], *, program: bytes, root: bool = False
+    name: str,
+    account: Person,
+    pair: KeyPair,
+    shares: Sequence[str],
+    *,
+    program: bytes,
+    root: bool = False,
+    address: Address | None = None,
 ) -> dict[str, bytes]:
     """Pure: every file of the seed by its path. Raises `ConfigError` for an account no guest could have."""
     hostname = _hostname(name)
@@ -121,6 +135,23 @@ def seed_files(
         "lrms_vm/ssh_host_ed25519_key": pair.host_private,
         "lrms_vm/version": _lines([VERSION]),
         **({"lrms_vm/root": b"1\n"} if root else {}),
+        **(_network_files(address) if address else {}),
+    }
+
+
+def _network_files(address: Address) -> dict[str, bytes]:
+    """For our own program: a line of words. For cloud-init: network-config, version 2, whose YAML may be JSON."""
+    prefix = address.network.prefixlen
+    words = [address.mac, address.address, prefix, address.gateway, *address.dns]
+    ethernet = {
+        "match": {"macaddress": address.mac},
+        "addresses": [f"{address.address}/{prefix}"],
+        "routes": [{"to": "0.0.0.0/0", "via": str(address.gateway)}],
+        "nameservers": {"addresses": [str(one) for one in address.dns]},
+    }
+    return {
+        "lrms_vm/address": _lines([" ".join(map(str, words))]),
+        "network-config": _json({"version": 2, "ethernets": {"guest": ethernet}}),
     }
 
 

@@ -93,6 +93,7 @@ def teardown(
     undo("domain", NAME_PREFIX + key, lambda: hypervisor.destroy(NAME_PREFIX + key, deadline=deadline))
     if any(leftover.what == "domain" for leftover in leftovers):
         return leftovers  # its disks and its record stay while the guest may: the next teardown needs them
+    undo("network", key, lambda: _unplug(places, key, deadline))
     undo("disks", str(job.disk), lambda: _remove_tree(job.disk))
     undo("lease", key, lambda: cache.release(places, key))
     if noted.steps:
@@ -121,7 +122,8 @@ def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: floa
 def keys_in_directories(node: str, *, places: Places) -> set[str]:
     """The keys of what jobs have on this node's disks; costs no hypervisor."""
     names = {path.name for directory in (places.jobs, places.disks) for path in _entries(directory)}
-    names |= {path.name.removesuffix(".json") for path in _entries(places.verdicts) if not path.name.startswith(".")}
+    files = [*_entries(places.verdicts), *(path for path in _entries(places.networks) if path.suffix == ".json")]
+    names |= {path.name.removesuffix(".json") for path in files if not path.name.startswith(".")}
     return {name for name in names if _node_of(name) == node}
 
 
@@ -171,6 +173,13 @@ def _entries(directory: Path) -> list[Path]:
         return list(directory.iterdir())
     except FileNotFoundError:
         return []
+
+
+def _unplug(places: Places, key: str, deadline: float) -> None:
+    if (places.networks / f"{key}.json").exists():
+        from lrms_vm import network  # few jobs have one, and no other need load it
+
+        network.unplug(places, key, deadline=deadline)
 
 
 def _remove_file(path: Path) -> None:

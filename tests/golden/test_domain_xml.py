@@ -30,6 +30,7 @@ PLAIN = Domain(
     network="none",
     mac=None,
     run_as="libvirt-qemu:libvirt-qemu",
+    nat_bridge="lrms_vm0",
 )
 HOSTILE = replace(
     PLAIN,
