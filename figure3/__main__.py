@@ -78,7 +78,8 @@ def _kept(boot: Boot, files: Files, number: int, *, again: bool) -> Run:
 
 def _inputs(boot: Boot, files: Files) -> str:
     """A digest of all that a boot depends on; the emulator is a part of it."""
-    argv = boots.qemu_argv(boot, files, console=Path("console"))
+    named = Files(Path("kernel"), Path("xen"), Path("initrd"), files.held_mib)  # wherever they are
+    argv = boots.qemu_argv(boot, named, console=Path("console"))
     parts = [_qemu(), *argv, *(image.digest_of(path) for path in (files.kernel, files.xen, files.initrd))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
