@@ -23,6 +23,7 @@ accept: a rejection would change the job's exit status.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from lrms_vm.errors import SiteError, UsageError
@@ -36,6 +37,7 @@ MAX_FACTS = 16 << 20
 RESOURCE = "vm_image"  # qsub -l vm_image=NAME
 REJECT = 1
 
+_BRACKET = re.compile(rb"\\([\[\]])")
 _HELD = Told(REJECT, (Action.HOLD,))
 _TOLD = {
     (PROLOGUE, Outcome.READY): Told(0),
@@ -153,8 +155,8 @@ def keys(jobs: Iterable[str], node: str) -> set[str]:
 
 
 def command(argv: Sequence[str], environ: Mapping[str, str], line: bytes | None) -> Command:
-    """What the payload is: as Torque's job starter, but the program stands alone where it is a script's shell."""
-    return torque.command(argv, environ, line)
+    """What the payload is: as Torque's job starter. PBS puts a backslash before brackets in a script's path (seen)."""
+    return torque.command(argv, environ, None if line is None else _BRACKET.sub(rb"\1", line))
 
 
 def _texts(known: Mapping[str, object], name: str) -> dict[str, str]:

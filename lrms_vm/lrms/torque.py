@@ -21,6 +21,7 @@ is clean and holds nothing of the job's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
@@ -41,6 +42,7 @@ DEFAULT_ALARM_S = 300.0  # $prologalarm
 # Of a mom whose job is not on this node any more; elsewhere it may be queued or running
 _ENDED = ("C", "F", "X")
 _WAITING = ("Q", "H", "W")
+_MORE_THAN_WORDS = re.compile(r"[;&|<>()\n`]|\$\(")  # a shell would go on after the script
 _BOURNE = ("sh", "bash", "dash", "ksh", "zsh", "mksh", "ash")
 
 _HELD = Told(2, (Action.EXPLAIN, Action.HOLD), otherwise=1)
@@ -259,7 +261,8 @@ def command(argv: Sequence[str], environ: Mapping[str, str], line: bytes | None)
     """What the payload is, from the job starter's arguments and, for a batch script, the line on its stdin.
 
     A task (pbsdsh), a shell (qsub -I) or a command (qsub -I -x) is its own words. A batch script comes as its path and
-    the text of `qsub -F`, in one line for the user's shell, which expands and splits it: so does the guest's.
+    the text of `qsub -F`, in one line for the user's shell, which expands and splits it: so does the guest's. It makes
+    room for the script: a shell that stayed would be what a deleted job's TERM ends, and the script's own end cut off.
     Raises `UsageError` where there is nothing to start.
     """
     if not argv:
@@ -276,9 +279,10 @@ def command(argv: Sequence[str], environ: Mapping[str, str], line: bytes | None)
     if not script.startswith("/"):
         raise UsageError(f"expected the job's script on stdin, got {script[:80]!r}", code="command-missing")
     if not rest.strip():
-        return Command((shell, "-c", '"$0"', script), script_at=3) if _is_bourne(shell) else Command((script,), 0)
+        return Command((shell, "-c", 'exec "$0"', script), script_at=3) if _is_bourne(shell) else Command((script,), 0)
     if _is_bourne(shell):
-        return Command((shell, "-c", f'"$0" {rest}', script), script_at=3)
+        start = '"$0"' if _MORE_THAN_WORDS.search(rest) else 'exec "$0"'
+        return Command((shell, "-c", f"{start} {rest}", script), script_at=3)
     return Command((script, *_words(rest)), script_at=0)
 
 

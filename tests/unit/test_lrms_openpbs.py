@@ -8,7 +8,7 @@ import pytest
 
 from lrms_vm.errors import SiteError, UsageError
 from lrms_vm.lrms import openpbs
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, Told
 
 FACTS = {
     "id": "42[3].head", "node": "n1.example.org", "euser": "physicist", "queue": "workq",
@@ -57,6 +57,17 @@ def test_an_array_task_has_a_name_without_brackets_and_the_nodes_share() -> None
 def test_what_our_hook_never_writes_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(SiteError):
         openpbs.identify(call(**wrong), uid=1, gid=1)
+
+
+# -- the way in
+
+
+def test_an_array_tasks_script_is_found() -> None:
+    """PBS writes its path for a shell."""
+    path = "/var/spool/pbs/mom_priv/jobs/42[3].head.SC"
+    line = b"/var/spool/pbs/mom_priv/jobs/42\\[3\\].head.SC\n"
+    assert openpbs.command(["/bin/bash"], {}, line) == Command(("/bin/bash", "-c", 'exec "$0"', path), script_at=3)
+    assert openpbs.command(["/bin/echo", "a\\["], {}, None) == Command(("/bin/echo", "a\\["))
 
 
 # -- what the events are told: every row of the table

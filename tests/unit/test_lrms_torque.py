@@ -168,7 +168,7 @@ def test_what_the_mother_superior_is_told(hook: str, outcome: Outcome, retries: 
     assert torque.outcome(hook, outcome, retries=retries) == told
 
 
-@pytest.mark.parametrize("outcome", [one for one in Outcome if one is not Outcome.LEFTOVERS])
+@pytest.mark.parametrize("outcome", [one for one in Outcome if one not in (Outcome.LEFTOVERS, Outcome.SICK)])
 def test_a_sister_never_fails(outcome: Outcome) -> None:
     told = torque.outcome(PROLOGUE, outcome, retries=9, sister=True)
     assert told.exit_code == 0
@@ -247,14 +247,14 @@ def started(name: str) -> tuple[list[str], bytes]:
 def test_the_recorded_script_and_its_arguments() -> None:
     argv, line = started("job_starter")
     assert torque.command(argv, {}, line) == Command(
-        ("/bin/bash", "-c", "\"$0\" arg1 'arg 2'", "/mnt/tq/mom_priv/jobs/3.tqa.SC"), script_at=3
+        ("/bin/bash", "-c", "exec \"$0\" arg1 'arg 2'", "/mnt/tq/mom_priv/jobs/3.tqa.SC"), script_at=3
     )
 
 
 def test_the_recorded_script_of_an_array() -> None:
     argv, line = started("job_starter-array")
     assert torque.command(argv, {}, line) == Command(
-        ("/bin/bash", "-c", '"$0"', "/mnt/tq/mom_priv/jobs/42-1.tqa.SC"), script_at=3
+        ("/bin/bash", "-c", 'exec "$0"', "/mnt/tq/mom_priv/jobs/42-1.tqa.SC"), script_at=3
     )
 
 
@@ -264,7 +264,9 @@ def test_the_recorded_script_of_an_array() -> None:
         (["/bin/hostname", "-f"], None, ("/bin/hostname", "-f"), None),
         (["/bin/bash"], None, ("/bin/bash",), None),
         (["/bin/bash", "-c", "echo hi"], None, ("/bin/bash", "-c", "echo hi"), None),
-        (["/bin/sh"], b"exec /p/1.SC\n", ("/bin/sh", "-c", '"$0"', "/p/1.SC"), 3),
+        (["/bin/sh"], b"exec /p/1.SC\n", ("/bin/sh", "-c", 'exec "$0"', "/p/1.SC"), 3),
+        (["/bin/sh"], b"/p/1.SC a $X\n", ("/bin/sh", "-c", 'exec "$0" a $X', "/p/1.SC"), 3),
+        (["/bin/sh"], b"/p/1.SC a > b\n", ("/bin/sh", "-c", '"$0" a > b', "/p/1.SC"), 3),
         (["/bin/csh"], b"/p/1.SC a 'b c' $x\n", ("/p/1.SC", "a", "b c", "$x"), 0),
         (["/bin/tcsh"], b"/p/1.SC\n", ("/p/1.SC",), 0),
         (["/bin/bash"], b"/p/1.SC $A; b | c\n", ("/bin/bash", "-c", '"$0" $A; b | c', "/p/1.SC"), 3),

@@ -485,6 +485,24 @@ def test_the_batch_line_on_stdin_is_read_and_a_tasks_stdin_is_not(node: Node) ->
             [sys.executable, "-c", code, *words], cwd=CHECKOUT, capture_output=True, text=True, **stdin
         ).stdout
 
-    assert said("/bin/sh", input="/p/1.SC 'a b'\n") == "('/bin/sh', '-c', '\"$0\" \\'a b\\'', '/p/1.SC') b''\n"
+    assert said("/bin/sh", input="/p/1.SC 'a b'\n") == "('/bin/sh', '-c', 'exec \"$0\" \\'a b\\'', '/p/1.SC') b''\n"
     assert said("/bin/cat", "-", input="mine\n") == "('/bin/cat', '-') b'mine\\n'\n"
     assert said("/bin/sh", stdin=subprocess.DEVNULL) == "('/bin/sh',) b''\n"
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+@pytest.mark.parametrize("first", ["#!/bin/sh\n", "", "# no program is named\n"])
+def test_a_script_may_tidy_up_when_its_job_is_deleted(tmp_path: Path, shell: str, first: str) -> None:
+    """TERM reaches all of the payload's processes; the one that counts is the script."""
+    script = tmp_path / "42.SC"
+    text = "trap 'sleep 0.5; echo tidied; exit 3' TERM; echo \"up $#$1\"; while :; do sleep 0.1; done\n"
+    script.write_text(first + text)
+    script.chmod(0o700)
+    command = torque.command([shell], {}, f"{script} 'a  b'\n".encode())
+    payload = subprocess.Popen(command.words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert payload.stdout is not None
+    assert payload.stdout.readline() == "up 1a  b\n"
+    os.killpg(payload.pid, 15)
+    assert payload.wait(20) == 3
+    assert payload.stdout.read() == "tidied\n"
+    payload.stdout.close()

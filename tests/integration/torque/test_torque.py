@@ -15,6 +15,7 @@ import pytest
 
 from demo import site, users, validation
 from demo.layout import USER
+from demo.programs import wait_until
 from demo.run import IMAGE, JOB_SCRIPT
 from tests.integration.torque.conftest import BOOT_S, Desk
 from tests.integration.torque.torque_alone import NODE
@@ -48,11 +49,12 @@ def test_an_array_has_a_guest_for_each_task(desk: Desk) -> None:
 
 
 def test_a_deleted_job_ends_its_payload_and_leaves_nothing(desk: Desk) -> None:
-    name = desk.qsub(script="echo up > started; sleep 600\n", env={"A": "b"})
-    desk.torque.wait(name, "R", timeout_s=60)
+    trap = 'cd "$PBS_O_WORKDIR"; trap "sleep 1; echo tidied > end; exit 3" TERM; echo up > up; '
+    name = desk.qsub(script=trap + "while :; do sleep 0.2; done\n")
+    wait_until("the payload is up", (desk.directory / "up").exists, timeout_s=BOOT_S)
     desk.torque.ask("qdel", name)
-    desk.torque.wait(name, "C", timeout_s=BOOT_S)
-    desk.nothing_left(name)
+    assert desk.end(name)[0] == 3
+    assert (desk.directory / "end").read_text() == "tidied\n"
 
 
 def test_a_refused_image_aborts_the_job_with_the_reason_as_its_comment(desk: Desk) -> None:
