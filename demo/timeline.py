@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# In the order they happen; what the history has besides these is shown behind them.
-PHASES = {
-    "fetch": "image into the cache",
-    "verify": "signature, chain, CRLs, policy",
-    "kernel": "the site's kernel is the one it names",
-    "overlay": "the job's own disk",
-    "seed": "user, keys and shares for the guest",
-    "render": "domain description, checked",
-    "create": "hypervisor starts the guest",
-    "hand over": "verdict and keys to the user",
-    "guest_up": "guest boots and answers",
-    "shares": "directories of the host",
-    "payload": "the job's own work",
-    "teardown": "guest and files removed",
-}
+from lrms_vm.report import PHASES
+
 WIDTH = 40
 
 

@@ -128,6 +128,28 @@ class Fetch:
         )
 
 
+@dataclass
+class Metered:
+    """A `Fetcher` that another does the work for, and what it has brought so far, failed attempts included."""
+
+    fetcher: Fetcher
+    received_bytes: int = 0
+
+    def fetch(
+        self, url: str, *, max_bytes: int, deadline: float, part: Part | None = None
+    ) -> Generator[bytes, None, None]:
+        """See `Fetcher`."""
+        stream = self.fetcher.fetch(url, max_bytes=max_bytes, deadline=deadline, part=part)
+        try:
+            for block in stream:
+                self.received_bytes += len(block)
+                yield block
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+
+
 def fetch_dropped(
     url: str, argv: list[str], *, max_bytes: int, deadline: float, stall_s: float, identity: Identity | None
 ) -> Generator[bytes, None, None]:

@@ -21,7 +21,7 @@ from lrms_vm.command import remaining_s, spawn_detached
 from lrms_vm.config import Config
 from lrms_vm.decision import Decision, JobDecision
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
-from lrms_vm.fetch import Fetcher
+from lrms_vm.fetch import Fetcher, Metered
 from lrms_vm.guest import Hypervisor
 from lrms_vm.image import ImageEntry, ImageReference, VerifiedImage
 from lrms_vm.network_rules import Address
@@ -295,7 +295,7 @@ def _acquire(
     deadline: float,
 ) -> tuple[dict[str, str], VerifiedImage, Claim]:
     """The image, its provenance, and what the rules let its guest have. One line of the log says which, or why not."""
-    start = time.monotonic()
+    start, fetch, steps = time.monotonic(), Metered(actors.fetch), list[str]()
     decide = actors.decision.for_job(
         user=account.name,
         groups=[name for name, _ in account.groups],
@@ -303,16 +303,17 @@ def _acquire(
         account=allocation.account,
     )
     try:
-        entry = resolved(request.image, config, actors.fetch, decide, deadline)
+        entry = resolved(request.image, config, fetch, decide, deadline)
         record.note("lease", image=entry.name)
         image = cache.acquire(
             entry,
             places=config.places,
             lease=allocation.key,
             decide=decide,
-            fetch=actors.fetch,
+            fetch=fetch,
             max_image_bytes=actors.decision.max_image_bytes,
             deadline=deadline,
+            step=steps.append,
             admission=Admission(config.limits, config.state_dir_on_network),
         )
     except (RequestError, SiteError) as error:
@@ -325,7 +326,8 @@ def _acquire(
     if decide.limits is None:
         raise NodeError(f"{image.name}: in the cache, but nobody decided about it", code="internal")
     facts = provenance.facts(image, decide.limits, entry.version)
-    record.note("verified", image=facts)
+    found = "miss" if "part" in steps else "hit"
+    record.note("verified", image=facts, cache=found, fetched_bytes=fetch.received_bytes)
     journal.write("info", "verdict", provenance.words(allocation.key, account.name, facts))
     for sentence in decide.limits.audit:
         journal.write("info", "audit", {"job": allocation.key, "text": sentence})

@@ -13,6 +13,7 @@
         seed.iso                           0600 hypervisor's user
       history/<key>.json                   0600 root      phases and outcome of ended jobs, newest 1000
       retries/<key>                        0600 root      how often we sent a job back, see retries.py
+      metrics/                             0700 root      what the node has counted, see counters.py
     run_dir    /run/lrms_vm                0755 root      gone at reboot, like the guests themselves
       verdicts/<key>.json                  0440 root:gid  what the SPANK plugin and `exec` believe
       networks/<key>.json                  0600 root      what guests with a network have, see network.py
@@ -89,6 +90,10 @@ class Places:
     @property
     def retries(self) -> Path:
         return self.state_dir / "retries"
+
+    @property
+    def metrics(self) -> Path:
+        return self.state_dir / "metrics"
 
     @property
     def disks(self) -> Path:

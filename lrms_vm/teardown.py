@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrms_vm import cache, cgroups, journal, provenance, record
+from lrms_vm import cache, cgroups, counters, journal, provenance, record
 from lrms_vm.domain import NAME_PREFIX
 from lrms_vm.errors import LrmsVmError, NodeError
 from lrms_vm.guest import Hypervisor
@@ -197,7 +197,7 @@ def _remove_tree(path: Path) -> None:
 
 def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted, teardown_ms: float) -> None:
     """Keep the job's phases, provenance and what its guest took; the newest `KEEP_HISTORY` of them."""
-    begin = noted.steps.get("begin", {})
+    begin, verified = noted.steps.get("begin", {}), noted.steps.get("verified", {})
     phases = dict(noted.phases_ms)
     for path in (job.user.ready, job.user.payload):
         phases |= _user_times_ms(path, uid=begin.get("uid", -1))
@@ -207,10 +207,12 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
         "key": key,
         **{name: begin[name] for name in ("job_id", "node", "lrms", "user", "uid", "started_at") if name in begin},
         "ended_at": time.time(),
-        "image": noted.steps.get("verified", {}).get("image", {}),
+        "image": verified.get("image", {}),
         "complete": noted.complete,
         "phases_ms": phases,
         "used": cgroups.measure(key).facts,
+        **{name: verified[name] for name in ("cache", "fetched_bytes") if name in verified},
+        **({"prologue_s": noted.steps["done"]["seconds"]} if "seconds" in noted.steps.get("done", {}) else {}),
     }
     if history["image"]:
         words = provenance.words(key, str(begin.get("user", "")), history["image"], used=history["used"])
@@ -220,6 +222,7 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(json.dumps(history))
     fresh.replace(path)
+    counters.job_ended(places, history)
     for old in sorted(_entries(places.history), key=lambda entry: entry.stat().st_mtime)[:-KEEP_HISTORY]:
         old.unlink(missing_ok=True)
 

@@ -18,6 +18,8 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "run": (("run",), "run a command in a guest on this machine, with no batch system"),
     "submit": (("submit",), "submit a command to the batch system, into an image: DRMAA or the system's commands"),
     "status": (("status",), "the guests on this node: whose, which image, which phase"),
+    "metrics": (("metrics",), "what this node has counted, for Prometheus"),
+    "report": (("report",), "a picture of where a job's time went, or a node's"),
     "image": (
         ("image_trust", "image_build", "image_list", "image_show", "image_pull"),
         "sign, verify, pull, build and list images",

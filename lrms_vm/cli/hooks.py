@@ -139,7 +139,7 @@ def _tell(
 
     Raises `NodeError` only where not even the verdict of a refusal can be written.
     """
-    from lrms_vm import retries
+    from lrms_vm import counters, retries
 
     told = batch.outcome(hook, outcome, retries=retries.count(config.places, job.key))
     if hook == PROLOGUE and Action.COUNT not in told.actions:
@@ -149,9 +149,13 @@ def _tell(
             case None:
                 break
             case int() as exit_code:
-                return exit_code
+                told = Told(exit_code)
+                break
             case instead:
                 told = instead
+    if hook == PROLOGUE:
+        sent_back = not {Action.COUNT, Action.SEND_BACK, Action.TAKE_OUT}.isdisjoint(told.actions)
+        counters.refused(config.places, error.blame, error.code, sent_back=sent_back)
     return told.exit_code
 
 
@@ -201,9 +205,10 @@ def _epilogue(args: argparse.Namespace) -> int:
         config = configuration.load(args.config or configuration.DEFAULT_PATH)
     except LrmsVmError as error:
         return _unready(batch, EPILOGUE, error)
-    from lrms_vm import node, teardown
+    from lrms_vm import counters, node, teardown
 
     deadline = time.monotonic() + config.epilogue_timeout_s
+    left: list[teardown.Leftover] = []
     try:
         with teardown.locked(config.places, job.key, deadline=deadline):
             left = teardown.teardown(
@@ -212,6 +217,7 @@ def _epilogue(args: argparse.Namespace) -> int:
         why = "; ".join(map(str, left))
     except LrmsVmError as error:
         why = str(error)
+    counters.left(config.places, job.key, len(left) or bool(why))
     if why:
         journal.write("error", "leftovers", {"job": job.key, "text": why})
         print(f"lrms_vm: {job.key}: left behind: {why}", file=sys.stderr)
@@ -259,7 +265,7 @@ def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call,
 
     Raises `SiteError` when it does not answer: then nobody's guest is touched.
     """
-    from lrms_vm import node, teardown
+    from lrms_vm import counters, node, teardown
 
     found = {key for key in found if key.startswith(f"{batch.NAME}-")}
     if not found:
@@ -270,6 +276,7 @@ def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call,
     for key in sorted(found - active):
         with teardown.locked(config.places, key, deadline=deadline):
             left = teardown.teardown(key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline)
+        counters.left(config.places, key, len(left))
         leftovers += [f"{key}: {item}" for item in left]
         what = {"job": key, **({"leftovers": "; ".join(map(str, left))} if left else {})}
         journal.write("error" if left else "warning", "reaped", what)
