@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lrms_vm import kernel_rules
 from lrms_vm.errors import ConfigError, UsageError
 from lrms_vm.image import ImageEntry
 from lrms_vm.paths import Places
@@ -26,19 +27,25 @@ MAX_BYTES = 1 << 20
 HYPERVISORS = ("qemu", "kvm", "xen")
 CONFINE = ("required", "if-possible", "off")
 SICK_NODE = ("drain", "no-vm")
+PYGRUB = ("off", kernel_rules.RESTRICTED)
 _PLACES = ("/", "http://", "https://")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel kept at the site: the image brings none. The digests are checked before each boot's first use."""
+    """How a guest boots (kernel_rules.py): by default with a kernel kept at the site, and the image brings none.
+
+    The digests are checked before each boot's first use.
+    """
 
     name: str
-    vmlinuz: str
-    initrd: str
-    vmlinuz_sha256: str
-    initrd_sha256: str
-    cmdline: str = "root=/dev/vda rw console=ttyS0 quiet"
+    vmlinuz: str = ""
+    initrd: str = ""
+    vmlinuz_sha256: str = ""
+    initrd_sha256: str = ""
+    cmdline: str = ""  # empty: root and console as the hypervisor names them, and quiet
+    guest: str = ""  # on Xen "pv" (as when empty), "pvh" or "hvm"
+    boot: str = kernel_rules.DIRECT  # "guest": the image's own kernel, by its own boot loader; or "pygrub"
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,9 @@ class Config:
     nat_subnet: str = "10.208.0.0/22"  # of those guests; the first address is the node's
     nat_refuse: tuple[str, ...] = ()  # networks that they may not reach, besides link-local, loopback and multicast
     bridge_guests_talk: bool = False  # whether guests on one of the site's own bridges may reach each other
+    pygrub: str = "off"  # "restricted": [kernels.NAME] may say boot = "pygrub"
+    pygrub_program: str = "/usr/lib/xen-4.17/bin/pygrub"
+    pygrub_uid: int = 0  # whom it runs as: a user without any other process
     share_roots: tuple[str, ...] = ()  # --vm-share may name directories below these
     prologue_timeout_s: int = 600
     epilogue_timeout_s: int = 60
@@ -230,14 +240,14 @@ def _cache_sizes(config: Config) -> dict[str, str]:
 
 def _contradictions(config: Config) -> list[str]:
     problems = []
-    for key in ("state_dir", "run_dir", "policy", "scontrol", "qmod"):
+    for key in ("state_dir", "run_dir", "policy", "scontrol", "qmod", "pygrub_program"):
         if not str(getattr(config, key)).startswith("/"):
             problems.append(f"{key}: expected an absolute path, got {getattr(config, key)!r}")
     if config.http_ca_file and not config.http_ca_file.startswith("/"):
         problems.append(f"http_ca_file: expected an absolute path, got {config.http_ca_file!r}")
     if config.http_proxy and re.fullmatch(r"http://[A-Za-z0-9.\[\]:-]{1,250}/?", config.http_proxy, re.ASCII) is None:
         problems.append(f"http_proxy: expected http://HOST:PORT, got {config.http_proxy!r:.80}")
-    for key, words in (("hypervisor", HYPERVISORS), ("confine", CONFINE), ("sick_node", SICK_NODE)):
+    for key, words in (("hypervisor", HYPERVISORS), ("confine", CONFINE), ("sick_node", SICK_NODE), ("pygrub", PYGRUB)):
         if getattr(config, key) not in words:
             problems.append(f"{key}: expected one of {', '.join(words)}, got {getattr(config, key)!r}")
     if config.kernel and config.kernel not in config.kernels:
@@ -246,8 +256,11 @@ def _contradictions(config: Config) -> list[str]:
         if getattr(config, name) < 0 or (name.endswith("_s") and getattr(config, name) < 1):
             problems.append(f"{name}: {getattr(config, name)} is too small")
     for name, kernel in config.kernels.items():
-        for digest in (kernel.vmlinuz_sha256, kernel.initrd_sha256):
-            if re.fullmatch("[0-9a-f]{64}", digest) is None:
+        what = kernel_rules.problem(kernel, config.hypervisor, pygrub=config.pygrub, pygrub_uid=config.pygrub_uid)
+        if what:
+            problems.append(f"kernels.{name}.{what}")
+        for path, digest in ((kernel.vmlinuz, kernel.vmlinuz_sha256), (kernel.initrd, kernel.initrd_sha256)):
+            if (path or digest) and re.fullmatch("[0-9a-f]{64}", digest) is None:
                 problems.append(f"kernels.{name}: {digest[:20]!r} is not a sha256 in hex")
     if "nat" in (config.network, *config.networks_allowed):
         problems += _nat_problems(config)

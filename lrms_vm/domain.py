@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from lrms_vm import overhead
+from lrms_vm import kernel_rules, overhead
 from lrms_vm.errors import ConfigError, RequestError
 from lrms_vm.image import VerifiedImage
+from lrms_vm.kernel_rules import SiteKernel
 from lrms_vm.network_rules import mac_of, port_of
 from lrms_vm.paths import JobPlaces
 from lrms_vm.request import Allocation, Request
@@ -34,7 +35,7 @@ class Domain:
     base_path: str  # the verified image: raw, read-only
     overlay_path: str  # qcow2 over base_path, for the guest to write
     seed_path: str  # raw ISO, read-only
-    kernel_path: str
+    kernel_path: str  # the site's, or GRUB for Xen. Empty: the firmware, or the boot loader, finds one on the disk
     initrd_path: str
     cmdline: str
     channel_path: str  # unix socket, bound by the hypervisor
@@ -42,6 +43,9 @@ class Domain:
     network: str  # "none" | "nat" | "bridge:NAME"
     mac: str | None
     run_as: str  # "user:group" of the hypervisor process, names or +numbers
+    guest: str = ""  # on Xen "pv", "pvh" or "hvm"
+    bootloader: str = ""  # a program of dom0 that takes the kernel out of the image. Empty: none
+    bootloader_args: str = ""
     nat_bridge: str = ""  # the node's own bridge
 
     @property
@@ -55,17 +59,6 @@ class Domain:
     def port(self) -> str:
         """The name of the guest's interface on this host, which the rules for it go by."""
         return port_of(self.name.removeprefix(NAME_PREFIX))
-
-
-class SiteKernel(Protocol):
-    """What describe() needs of config.Kernel."""
-
-    @property
-    def vmlinuz(self) -> str: ...
-    @property
-    def initrd(self) -> str: ...
-    @property
-    def cmdline(self) -> str: ...
 
 
 class Site(Protocol):
@@ -89,6 +82,12 @@ class Site(Protocol):
     def kernel(self) -> str: ...
     @property
     def kernels(self) -> Mapping[str, SiteKernel]: ...
+    @property
+    def pygrub(self) -> str: ...
+    @property
+    def pygrub_program(self) -> str: ...
+    @property
+    def pygrub_uid(self) -> int: ...
     @property
     def contact(self) -> str: ...
 
@@ -115,6 +114,7 @@ def outline(
 ) -> Domain:
     """The same without an image: to be looked at (`lrms-vm render`), not to be started. Raises like `describe`."""
     kernel = _kernel(request, config)
+    by_pygrub = kernel.boot == kernel_rules.PYGRUB
     network = _network(request, config)
     user, _, group = config.hypervisor_user.partition(":")
     vcpus = min(request.cpus or allocation.cpus, allocation.cpus)
@@ -128,12 +128,15 @@ def outline(
         seed_path=str(places.seed),
         kernel_path=kernel.vmlinuz,
         initrd_path=kernel.initrd,
-        cmdline=kernel.cmdline,
+        cmdline=kernel_rules.cmdline_for(kernel, config.hypervisor),
         channel_path=str(places.channel),
         console_path=str(places.console),
         network=network,
         mac=None if network == "none" else mac_of(allocation.key),
         run_as=f"{user}:{group or user}",
+        guest=kernel_rules.guest_of(kernel, config.hypervisor),
+        bootloader=config.pygrub_program if by_pygrub else "",
+        bootloader_args=f"--runas={config.pygrub_uid}" if by_pygrub else "",
         nat_bridge=config.nat_bridge,
     )
 
@@ -213,6 +216,9 @@ def _kernel(request: Request, config: Site) -> SiteKernel:
             hint=f"leave the option out, or ask {config.contact}",
             code="kernel-unknown",
         )
+    why = kernel_rules.problem(kernel, config.hypervisor, pygrub=config.pygrub, pygrub_uid=config.pygrub_uid)
+    if why:
+        raise ConfigError(f"kernels.{name}.{why}", hint=kernel_rules.HINT, code="kernel-unfit")
     return kernel
 
 
@@ -239,9 +245,10 @@ def _os(domain: Domain, type_: str, attributes: dict[str, str]) -> Must:
         "os",
         children=(
             Must("type", attributes, type_),
-            Must("kernel", text=domain.kernel_path),
-            Must("initrd", text=domain.initrd_path),
-            Must("cmdline", text=domain.cmdline),
+            *([Must("kernel", text=domain.kernel_path)] if domain.kernel_path else []),
+            *([Must("initrd", text=domain.initrd_path)] if domain.initrd_path else []),
+            *([Must("cmdline", text=domain.cmdline)] if domain.cmdline else []),
+            *([] if domain.kernel_path or domain.bootloader else [Must("boot", {"dev": "hd"})]),
         ),
     )
 
@@ -313,10 +320,20 @@ def _qemu(domain: Domain) -> Must:
     return _common(domain, _os(domain, "hvm", {}), devices, [label])
 
 
+# libvirt.org/formatdomain.html, os/type. A firmware starts from IDE disks, which the guest's own drivers take over.
+_XEN_OS = {
+    "pv": ("linux", {"machine": "xenpv"}),
+    "pvh": ("xenpvh", {"machine": "xenpvh"}),
+    "hvm": ("hvm", {"machine": "xenfv"}),
+}
+
+
 def _xen(domain: Domain) -> Must:
     devices = [
-        *_disks(domain, ("xvda", "xvdb"), "xen"),
+        *(_disks(domain, ("hda", "hdb"), "ide") if domain.guest == "hvm" else _disks(domain, ("xvda", "xvdb"), "xen")),
         Must("console", {"type": "pty"}),
         _channel(domain, "xen"),
     ]
-    return _common(domain, _os(domain, "linux", {"machine": "xenpv"}), devices, [])
+    loader = {"bootloader": domain.bootloader, "bootloader_args": domain.bootloader_args}
+    more = [Must(name, text=text) for name, text in loader.items() if text]
+    return _common(domain, _os(domain, *_XEN_OS[domain.guest]), devices, more)

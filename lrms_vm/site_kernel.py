@@ -16,6 +16,8 @@ from lrms_vm.store import stamp_of, write_durably
 def require_digests(kernel: Kernel, places: Places) -> None:
     """Raises `NodeError` for a file that differs: another node's copy may be good."""
     for path, expected in ((kernel.vmlinuz, kernel.vmlinuz_sha256), (kernel.initrd, kernel.initrd_sha256)):
+        if not path:
+            continue  # the image's own boot loader finds it
         try:
             with open(path, "rb") as file:
                 stamp = list(stamp_of(os.fstat(file.fileno())))
@@ -38,7 +40,7 @@ def require_digests(kernel: Kernel, places: Places) -> None:
 def size_bytes(kernel: Kernel) -> int:
     """Of vmlinuz and initrd, which QEMU keeps in its memory. Raises `NodeError`."""
     try:
-        return sum(os.stat(path).st_size for path in (kernel.vmlinuz, kernel.initrd))
+        return sum(os.stat(path).st_size for path in (kernel.vmlinuz, kernel.initrd) if path)
     except OSError as error:
         raise NodeError(f"{error.filename}: cannot look: {error.strerror}", code="kernel-missing") from error
 

@@ -47,7 +47,10 @@ HOSTILE = replace(
     mac="02:00:00:00:00:01",
     run_as=NASTY,
 )
-XEN = replace(PLAIN, hypervisor="xen", cmdline="root=/dev/xvda rw console=hvc0 quiet")
+XEN = replace(PLAIN, hypervisor="xen", guest="pv", cmdline="root=/dev/xvda rw console=hvc0 quiet")
+FROM_DISK = {"kernel_path": "", "initrd_path": "", "cmdline": ""}
+GRUB = {**FROM_DISK, "kernel_path": "/usr/lib/grub-xen/grub-x86_64-xen.bin"}
+PYGRUB = {"bootloader": "/usr/lib/xen-4.17/bin/pygrub", "bootloader_args": "--runas=64000"}
 CASES = {
     "qemu-plain": PLAIN,
     "kvm-nat": replace(PLAIN, hypervisor="kvm", network="nat", mac="02:11:22:33:44:55"),
@@ -55,7 +58,14 @@ CASES = {
     "qemu-hostile": HOSTILE,
     "xen-plain": XEN,
     "xen-nat": replace(XEN, network="nat", mac="02:11:22:33:44:55"),
-    "xen-hostile": replace(HOSTILE, hypervisor="xen"),
+    "xen-hostile": replace(HOSTILE, hypervisor="xen", guest="pv"),
+    "xen-pvgrub": replace(XEN, **GRUB),
+    "xen-pygrub": replace(XEN, **FROM_DISK, **PYGRUB),
+    "xen-pvh": replace(XEN, guest="pvh"),
+    "xen-pvh-grub": replace(XEN, guest="pvh", **GRUB),
+    "xen-hvm": replace(XEN, guest="hvm"),
+    "xen-hvm-disk": replace(XEN, guest="hvm", **FROM_DISK),
+    "kvm-disk": replace(PLAIN, hypervisor="kvm", **FROM_DISK),
 }
 
 
