@@ -15,10 +15,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <sys/socket.h>
 #include <termios.h>
 #include <unistd.h>
 
-enum { MAX_LINE = 128, MAX_NONCE = 64, IDLE_US = 20000 };
+enum { MAX_LINE = 128, MAX_NONCE = 64, IDLE_US = 20000, GREETING_S = 60 };
 
 /* The channel of a Xen guest is its second console; the first is the one with the boot messages. */
 #define XEN_CONSOLE "/dev/hvc1"
@@ -78,7 +82,7 @@ static void make_raw(int fd) {
 }
 
 /* One byte at a time: what follows the go line belongs to sshd. */
-static void read_line(int fd, char line[MAX_LINE]) {
+static void read_line(int fd, char line[MAX_LINE], bool ends) {
     size_t used = 0;
     for (;;) {
         char byte;
@@ -87,6 +91,8 @@ static void read_line(int fd, char line[MAX_LINE]) {
         ssize_t got = read(fd, &byte, 1);
         if (got < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
+        if (got <= 0 && ends)
+            _exit(0);
         if (got <= 0) { /* nobody at the host's end */
             usleep(IDLE_US);
             used = 0;
@@ -145,14 +151,68 @@ static void serve(int fd) {
         ;
 }
 
+/* One connection, from its first hello to its end. */
+static void serve_peer(int fd) {
+    char asked[MAX_NONCE + 1] = "", line[MAX_LINE], reply[MAX_LINE];
+    for (;;) {
+        alarm(GREETING_S);
+        read_line(fd, line, true);
+        const char *nonce = nonce_after(line, "LRMS-VM hello ");
+        if (nonce != NULL) {
+            snprintf(asked, sizeof asked, "%s", nonce);
+            snprintf(reply, sizeof reply, "LRMS-VM ready %s\n", nonce);
+            answer(fd, reply);
+        } else if ((nonce = nonce_after(line, "LRMS-VM go ")) != NULL && asked[0] && strcmp(nonce, asked) == 0) {
+            alarm(0);
+            serve(fd);
+            return;
+        }
+    }
+}
+
+/* Where the seed says so: at our own address, for the host alone, whose address there is `host`. */
+static int listen_for(const char *host, int port) {
+    struct sockaddr_in us = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)}, peer;
+    struct in_addr allowed;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+    if (fd < 0 || inet_pton(AF_INET, host, &allowed) != 1 ||
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0 ||
+        bind(fd, (struct sockaddr *)&us, sizeof us) < 0 || listen(fd, 8) < 0) {
+        warn_line("channel: port %d: %s", port, strerror(errno));
+        return EXIT_AMBIGUOUS;
+    }
+    for (;;) {
+        socklen_t size = sizeof peer;
+        int pipe = accept4(fd, (struct sockaddr *)&peer, &size, SOCK_CLOEXEC);
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            ;
+        if (pipe < 0) {
+            usleep(IDLE_US);
+            continue;
+        }
+        pid_t child = peer.sin_addr.s_addr == allowed.s_addr ? fork() : -1;
+        if (child == 0) {
+            setsockopt(pipe, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+            serve_peer(pipe);
+            _exit(0);
+        }
+        close(pipe);
+    }
+}
+
 int run_channel(const char *device) {
     signal(SIGPIPE, SIG_IGN);
+    char *place = device == NULL ? read_file(CHANNEL_FILE, 4096, NULL) : NULL, host[64];
+    int port;
+    if (place != NULL && sscanf(place, "tcp %d %63s", &port, host) == 2)
+        return listen_for(host, port);
+    free(place);
     int fd = open_channel(device);
     make_raw(fd);
     char asked[MAX_NONCE + 1] = "", line[MAX_LINE], reply[MAX_LINE];
     for (;;) {
         fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK);
-        read_line(fd, line);
+        read_line(fd, line, false);
         const char *nonce = nonce_after(line, "LRMS-VM hello ");
         if (nonce != NULL) {
             snprintf(asked, sizeof asked, "%s", nonce);

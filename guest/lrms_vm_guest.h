@@ -26,6 +26,7 @@
 #define PROGRAM RUN_DIR "/guest"
 #define HOME_FILE RUN_DIR "/home"
 #define EARLY_FILE RUN_DIR "/early"
+#define CHANNEL_FILE RUN_DIR "/channel"
 #define ROOT_FILE RUN_DIR "/root"
 #define ROOT_PROGRAM "/usr/local/bin/lrms-vm-root"
 #define FUSE_CONF "/etc/fuse.conf"

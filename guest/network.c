@@ -102,6 +102,12 @@ void set_address(const char *seed) {
         warn_line("boot: %s: %s: no network", name, strerror(errno));
     else
         write_resolv_conf(words + 4);
+    snprintf(path, sizeof path, "%s/channel", seed);
+    size_t length;
+    char *place = read_file(path, 4096, &length);
+    if (place != NULL && write_file(CHANNEL_FILE, place, length, 0644) < 0)
+        warn_line("boot: " CHANNEL_FILE ": %s", strerror(errno));
+    free(place);
     if (fd >= 0)
         close(fd);
     free(text);

@@ -4,8 +4,9 @@ The pipe has memory: bytes may wait in it from before the guest was up or from a
 `LRMS-VM hello NONCE` until it reads `LRMS-VM ready NONCE`, then `LRMS-VM go NONCE`, and ssh follows at the next byte
 (reference/xen-and-guests-measured.md; the guest's half is guest/channel.c).
 
-Run as a program (`python -I -m lrms_vm.channel SOCKET`) this is the shared connection's ProxyCommand: it greets the
-guest, passes the open socket to ssh and ends, so that no Python stays resident.
+Run as a program (`python -I -m lrms_vm.channel PLACE`) this is the shared connection's ProxyCommand: it greets the
+guest, passes the open socket to ssh and ends, so that no Python stays resident. PLACE is the path of the hypervisor's
+socket, or `tcp:ADDRESS:PORT`: a Xen guest with an address is reached by that, for its console holds 2 KiB at a time.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ SSH = "/usr/bin/ssh"
 HOST = "guest"  # the alias in ssh_config and known_hosts
 GUEST_PROGRAM = "/run/lrms_vm/guest"
 GUEST_TASKS = "/run/lrms_vm/tasks"
+TCP = "tcp:"
 KEY_VARIABLE = "LRMS_VM_KEY"  # marks every process that connects a job to its guest, for the epilogue
 HELLO_EVERY_S = 1.0
+RETRY_S = 0.2
 MAX_NOISE_BYTES = 1 << 16
 MAX_COMMAND_BYTES = 100 << 10  # one argument of execve(2) holds 128 KiB
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -44,12 +47,15 @@ def environment(key: str | None) -> dict[str, str]:
     return {"PATH": _PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "SHELL": "/bin/sh", **marked}
 
 
-def ssh_config(user: UserPlaces, user_name: str, *, proxy: Sequence[str] | None = None) -> str:
+def ssh_config(
+    user: UserPlaces, user_name: str, *, place: str | None = None, proxy: Sequence[str] | None = None
+) -> str:
     """The text of the job's ssh_config(5): pinned host key, one key, nothing from the user's or the site's own files.
 
-    `proxy` is the ProxyCommand's argv; by default this module on the job's channel socket.
+    `place`: where the guest answers, see above; by default the job's channel socket. `proxy`: another ProxyCommand.
     """
-    command = proxy or (sys.executable, "-I", "-m", "lrms_vm.channel", str(user.root.with_name("channel.sock")))
+    place = place or str(user.root.with_name("channel.sock"))
+    command = proxy or (sys.executable, "-I", "-m", "lrms_vm.channel", place)
     lines = {
         "HostName": HOST,
         "User": _quoted(user_name),
@@ -72,7 +78,8 @@ def ssh_config(user: UserPlaces, user_name: str, *, proxy: Sequence[str] | None 
         # A guest that hangs is lost after two minutes; one that dies, at once. Asked every second because now and then
         # (1 session in 250 was measured) bytes wait unnoticed at the guest's end of the port until the next ones come.
         "ServerAliveInterval": "1",
-        "ServerAliveCountMax": "120",
+        # An address says nothing when its guest is gone, as a socket of the hypervisor does.
+        "ServerAliveCountMax": "45" if place.startswith(TCP) else "120",
         "ForwardAgent": "no",
         "ForwardX11": "no",
         "PermitLocalCommand": "no",
@@ -196,15 +203,41 @@ def _unread(pipe: socket.socket) -> int:
     return waiting[0]
 
 
-def _connect(path: Path) -> socket.socket:
+def connect(place: str, *, abandoned_fd: int | None = None) -> socket.socket:
+    """The pipe to the guest. An address does not answer before its guest is up: that is tried until `abandoned_fd` is.
+
+    Raises `GuestLost`.
+    """
     import socket
 
+    if place.startswith(TCP):
+        address, _, port = place.removeprefix(TCP).partition(":")
+        return _connect_tcp((address, int(port)), abandoned_fd)
     pipe = socket.socket(socket.AF_UNIX)
     try:
-        pipe.connect(str(path))
+        pipe.connect(place)
     except OSError as error:
-        raise GuestLost(f"{path}: cannot reach the guest: {error.strerror}", code="guest-gone") from error
+        raise GuestLost(f"{place}: cannot reach the guest: {error.strerror}", code="guest-gone") from error
     return pipe
+
+
+def _connect_tcp(where: tuple[str, int], abandoned_fd: int | None) -> socket.socket:
+    import select
+    import socket
+
+    poller = select.poll()
+    if abandoned_fd is not None:
+        poller.register(abandoned_fd, 0)
+    while True:
+        try:
+            pipe = socket.create_connection(where, timeout=HELLO_EVERY_S)
+        except OSError:
+            if poller.poll(RETRY_S * 1000):
+                raise GuestLost("nobody waits for the guest any more", code="channel-abandoned") from None
+            continue
+        pipe.settimeout(None)
+        pipe.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return pipe
 
 
 def _quoted(text: str) -> str:
@@ -220,8 +253,8 @@ def _main(arguments: Sequence[str]) -> int:
     import socket
 
     try:
-        (path,) = arguments
-        with _connect(Path(path)) as pipe, socket.socket(fileno=os.dup(1)) as taker:
+        (place,) = arguments
+        with socket.socket(fileno=os.dup(1)) as taker, connect(place, abandoned_fd=taker.fileno()) as pipe:
             greet(pipe, nonce=os.urandom(16).hex(), abandoned_fd=taker.fileno())
             taker.sendmsg([b"\0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [pipe.fileno()]))])
     except GuestLost as error:

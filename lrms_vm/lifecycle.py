@@ -24,7 +24,7 @@ from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher, Metered
 from lrms_vm.guest import Hypervisor
 from lrms_vm.image import ImageEntry, ImageReference, VerifiedImage
-from lrms_vm.network_rules import Address
+from lrms_vm.network_rules import CHANNEL_PORT, Address
 from lrms_vm.paths import JobPlaces, Places
 from lrms_vm.record import Record
 from lrms_vm.request import Allocation, Request
@@ -99,6 +99,7 @@ def prologue(
         overlay.make(described, timeout_s=remaining_s(deadline))
     shares = shares_of(allocation.work_dir, request, config, claim)
     address = _plug(described, allocation, record, config, deadline)
+    channel_port = CHANNEL_PORT if address and described.hypervisor == "xen" else None
     with record.phase("seed"):
         record.note("seed", path=str(job.seed))
         pair = keys.make_pair()
@@ -111,6 +112,7 @@ def prologue(
             timeout_s=remaining_s(deadline),
             root=claim.root,
             address=address,
+            channel_port=channel_port,
         )
     with record.phase("render"):
         xml = domain.render(described, template_text(config, described.hypervisor))
@@ -123,7 +125,8 @@ def prologue(
         actors.hypervisor.create(xml, deadline=deadline, confine=held.enter if held else None)
     with record.phase("hand over"):
         record.note("channel", path=str(job.channel))
-        _hand_over(job, account, pair, makes_console=described.hypervisor != "xen")
+        place = f"{channel.TCP}{address.address}:{channel_port}" if address and channel_port else None
+        _hand_over(job, account, pair, makes_console=described.hypervisor != "xen", place=place)
         record.note("verdict", path=str(places.verdict(allocation.key)))
         verdict = _ready(request, allocation, account, facts, job, shares, config, started_at)
         verdict = replace(verdict, memory_cgroup=held.memory_path if held else "")
@@ -392,17 +395,18 @@ def template_text(config: Config, hypervisor: str) -> str:
         raise NodeError(f"{directory / name}: cannot read: {error.strerror}", code="template-missing") from error
 
 
-def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair, *, makes_console: bool) -> None:
+def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair, *, makes_console: bool, place: str | None) -> None:
     """Give the user what is theirs: the channel's socket, the console's text, the keys. The directory comes last.
 
     `makes_console`: the hypervisor writes the console's file; else the user's own process will, see console.py.
+    `place`: where the guest answers, if not at the channel's socket.
     """
     user = job.user
     _make_directory(user.root, 0o700)
     files: Mapping[Path, bytes] = {
         user.private_key: pair.user_private,
         user.known_hosts: pair.known_hosts,
-        user.ssh_config: channel.ssh_config(user, account.name).encode(),
+        user.ssh_config: channel.ssh_config(user, account.name, place=place).encode(),
     }
     for path, text in files.items():
         _write(path, text, 0o600, uid=account.uid, gid=account.gid)

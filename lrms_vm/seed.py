@@ -5,6 +5,7 @@
     lrms_vm/guest                   our static program, so that both halves always match
     lrms_vm/{hostname,passwd,group,shares,version}
     lrms_vm/root                    where the user may become root inside
+    lrms_vm/channel                 tcp PORT HOST, where the guest answers at its address
     lrms_vm/address                 MAC ADDRESS PREFIX GATEWAY DNS..., where it has a network of ours
     lrms_vm/{ssh_host_ed25519_key,authorized_keys}
 
@@ -78,16 +79,20 @@ def make(
     timeout_s: float,
     root: bool = False,
     address: Address | None = None,
+    channel_port: int | None = None,
 ) -> None:
     """Make `domain.seed_path`, 0600 and the hypervisor's. Its directory is there and only root can write it.
 
-    `root`: whether the user may become root inside. `address`: the guest's on the node's own network.
+    `root`: whether the user may become root inside. `address`: the guest's on the node's own network; `channel_port`:
+    where at that address it answers, if the channel is none of the hypervisor's.
     It holds a private key: no file of it is ever readable by anybody but root and the hypervisor's user.
     Raises `NodeError`, `ConfigError`.
     """
     uid, gid = hypervisor_ids(domain.run_as)
     program = _read_program(guest_program(config))
     files = seed_files(domain.name, account, pair, shares, program=program, root=root, address=address)
+    if address is not None and channel_port is not None:
+        files["lrms_vm/channel"] = _lines([f"tcp {channel_port} {address.gateway}"])
     target = Path(domain.seed_path)
     stage = target.with_name("seed.d")
     try:
