@@ -88,7 +88,7 @@ def _exec(args: argparse.Namespace) -> int:
         )
     except GuestLost:
         if verdict.memory_cgroup:
-            _say_if_lost_to_memory(verdict)
+            say_if_lost_to_memory(verdict)
         print("lrms-vm: the end of the guest's console:", file=sys.stderr)
         for line in payload.console_tail(job.console):
             print(f"  | {line}", file=sys.stderr)
@@ -98,8 +98,8 @@ def _exec(args: argparse.Namespace) -> int:
     return result.exit_code if result.exit_code is not None else GuestLost.exit_code
 
 
-def _say_if_lost_to_memory(verdict: Verdict) -> None:
-    """Where the kernel's count says so, that is the reason: exit code 70 like every guest that was lost."""
+def say_if_lost_to_memory(verdict: Verdict) -> None:
+    """Raises `GuestLost` where the kernel's count says that memory is the reason."""
     from lrms_vm import cgroups
 
     if why := cgroups.lost_to_memory(verdict.memory_cgroup):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +70,38 @@ def test_destroy_leaves_nothing_and_may_be_repeated(case: Case) -> None:
         case.hypervisor.destroy(NAME, deadline=soon())
         assert NAME not in case.hypervisor.names(deadline=soon())
         assert not case.hypervisor.is_active(NAME, deadline=soon())
+
+
+def test_a_domains_process_is_confined_before_its_first_instruction(real_libvirt: str) -> None:
+    made, seen = Libvirt(real_libvirt), []
+
+    def confine(pid: int) -> None:
+        assert f"guest={NAME}," in Path(f"/proc/{pid}/cmdline").read_text()
+        seen.append(state())
+
+    def state() -> str:
+        return subprocess.run(["virsh", "-c", real_libvirt, "domstate", NAME], capture_output=True, text=True).stdout
+
+    try:
+        made.create(QEMU_XML.format(name=NAME), deadline=soon(), confine=confine)
+        assert ([said.strip() for said in seen], state().strip()) == (["paused"], "running")
+    finally:
+        made.destroy(NAME, deadline=soon())
+
+
+def test_what_confining_raises_is_raised_and_the_guest_never_ran(case: Case) -> None:
+    def fail(pid: int) -> None:
+        raise NodeError("not confined", code="cgroup-failed")
+
+    if case.kind == "test":
+        return  # libvirt's test driver has no processes
+    if isinstance(case.hypervisor, FakeHypervisor):
+        case.hypervisor.process = os.getpid()
+    with pytest.raises(NodeError) as caught:
+        case.hypervisor.create(case.xml.format(name=NAME), deadline=soon(), confine=fail)
+    assert caught.value.code == "cgroup-failed"
+    case.hypervisor.destroy(NAME, deadline=soon())
+    assert NAME not in case.hypervisor.names(deadline=soon())
 
 
 def test_a_second_domain_of_the_same_name_is_refused(case: Case) -> None:
