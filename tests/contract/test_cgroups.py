@@ -15,8 +15,10 @@ import pytest
 from lrms_vm import cgroup_paths, cgroups
 from lrms_vm.cgroup_paths import Group
 from lrms_vm.cgroups import Confinement, Held
-from lrms_vm.errors import NodeError
+from lrms_vm.cli import exec as exec_
+from lrms_vm.errors import GuestLost, NodeError
 from lrms_vm.request import Allocation
+from lrms_vm.verdict import READY, Verdict
 
 JOB = str(4_000_000_000 + os.getpid())  # no real job's
 ALLOCATION = Allocation("slurm", JOB, "n1", 1001, 1001, "alice", "/work", cpus=1, memory_mib=64)
@@ -204,3 +206,17 @@ def test_without_cgroups_the_site_decides_and_is_told(tmp_path: Path, text: str)
     assert lenient.hold(ALLOCATION, memory_mib=64, cpus=1, note=lambda *what: noted.append(what)) is None
     assert [paths for paths, _ in noted] == [[], []]
     assert all("bounds memory and cpu" in why for _, why in noted)
+
+
+def test_exec_tells_of_memory_only_what_the_kernel_says(tmp_path: Path) -> None:
+    verdict = Verdict(READY, KEY, 1001, memory_cgroup=str(tmp_path))
+    texts = {"memory.limit_in_bytes": "734003200", "memory.max_usage_in_bytes": "734003200"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+    exec_.say_if_lost_to_memory(verdict)
+    (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    with pytest.raises(GuestLost, match="lack of memory: it and its hypervisor came to their limit, 700 MiB") as caught:
+        exec_.say_if_lost_to_memory(verdict)
+    assert (caught.value.code, caught.value.exit_code) == ("guest-memory", 70)
+    exec_.say_if_lost_to_memory(replace(verdict, memory_cgroup=str(tmp_path / "gone")))
