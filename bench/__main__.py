@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import cache, hooks, lists, prologues, tasks, trust
+from bench import cache, hooks, lists, prologues, tasks, trust, xen
 from bench.images import Images
 from bench.measure import Result, table, write_results
 from demo import site
@@ -35,6 +35,7 @@ def main() -> int:
         results += cache.measure(cluster.layout.images)
         with Images(cluster.layout) as images:
             results += prologues.warm(cluster, images)
+        results += xen.measure()
     finally:
         cluster.stop()
         if results:

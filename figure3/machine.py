@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from demo.programs import ENVIRONMENT, DemoError
-from demo.progress import Waiting
+from demo.progress import say
 from figure3 import boots, results
 from figure3.boots import Boot, Files
 from figure3.results import Run
@@ -21,22 +21,24 @@ def run(boot: Boot, files: Files, console: Path, *, label: str, limit_s: float =
     """Raises `DemoError` with the end of the console when the machine fails or does not come to its end."""
     console.parent.mkdir(parents=True, exist_ok=True)
     console.unlink(missing_ok=True)
-    argv = boots.qemu_argv(boot, files, console=console)
+    # An emulator that outlives us would count on for minutes, with nobody to read it.
+    argv = ["setpriv", "--pdeathsig", "KILL", *boots.qemu_argv(boot, files, console=console)]
     machine = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(ENVIRONMENT)
     )
-    waiting = Waiting(label)
-    deadline = time.monotonic() + limit_s
+    start = time.monotonic()
+    said = ""
     try:
         while machine.poll() is None:
-            if time.monotonic() > deadline:
+            if time.monotonic() > start + limit_s:
                 raise DemoError(f"{label}: no end within {limit_s:.0f} s; it said, in {console}:\n{_said(console)}")
-            waiting.show(_progress(console))
+            if (text := _progress(console)) != said:  # a line of its own: another machine may run beside
+                say(f"{time.monotonic() - start:6.1f} s {label}: {text}")
+                said = text
             time.sleep(0.5)
     finally:
         machine.kill()
         _, stderr = machine.communicate()
-        waiting.done()
     if machine.returncode != 0:
         raise DemoError(f"{label}: qemu ended with {machine.returncode}: {stderr.decode('utf-8', 'replace')[-1000:]}")
     try:
