@@ -22,7 +22,7 @@ from figure3.payloads import PAYLOADS, ROWS
 
 COLOURS = {"native": "#1f4e79", "dom0": "#8a8a8a", "xen": "#c8102e"}
 LETTERS = {"native": "L", "dom0": "0", "xen": "X"}
-WIDTH = 0.27
+WIDTH = 0.29
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def draw(said: dict[str, Any], picture: Path) -> None:
     singles = [payload.name for payload in PAYLOADS if payload.name not in ROWS]
     pyplot.rcParams.update({"font.size": 10, "axes.linewidth": 0.9, "font.family": "DejaVu Sans"})
     figure, (left, right) = pyplot.subplots(
-        1, 2, sharey=True, figsize=(11.0, 4.6), width_ratios=(len(ROWS), len(singles)), gridspec_kw={"wspace": 0.05}
+        1, 2, sharey=True, figsize=(13.0, 4.6), width_ratios=(len(ROWS), len(singles)), gridspec_kw={"wspace": 0.05}
     )
     for axes, names in ((left, list(ROWS)), (right, singles)):
         for number, boot in enumerate(BOOTS):
@@ -49,26 +49,27 @@ def draw(said: dict[str, Any], picture: Path) -> None:
             label = f"{BOOTS[boot].where} ({LETTERS[boot]})"
             axes.bar(places, heights, WIDTH * 0.92, color=COLOURS[boot], label=label)
             for place, height in zip(places, heights, strict=True):
-                axes.text(place, height + 0.015, f"{height:.2f}", ha="center", fontsize=8)
+                axes.text(place, height + 0.015, f"{height:.2f}", ha="center", fontsize=7.5)
                 axes.text(place, 0.02, LETTERS[boot], ha="center", fontsize=8, color="white")
         axes.set_xticks(range(len(names)), names)
         axes.axhline(1.0, color="#555555", linewidth=0.8, linestyle=":")
         axes.tick_params(direction="in", right=True)
-    left.set_ylim(0, max(1.28, 1.15 * max(relative.values())))
+    left.set_ylim(0, max(1.12, 1.1 * max(relative.values())))
     left.set_ylabel("relative performance (native time / time)")
     left.set_title("Payloads", loc="left", fontsize=11)
     right.set_title("What the two mixes are made of", loc="left", fontsize=11)
-    right.legend(frameon=False, loc="upper right", fontsize=9, ncols=3)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.05), fontsize=9, ncols=3)
     figure.suptitle(
         "Instructions that the same payloads take natively and under Xen, on the same emulated machine",
-        x=0.06,
+        x=0.09,
         ha="left",
         fontsize=12,
         fontweight="bold",
     )
     figure.text(
-        0.06,
-        -0.03,
+        0.09,
+        -0.1,
         f"{said['software']['xen']}, Linux {said['software']['kernel']}; {said['emulator']} -icount. "
         "A count of instructions is not a time: see docs/figure3.md.",
         fontsize=8,
