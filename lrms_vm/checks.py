@@ -9,13 +9,14 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm import command
 from lrms_vm.config import Config
 from lrms_vm.errors import LrmsVmError
 from lrms_vm.file_systems import kind_of, on_network
+from lrms_vm.finding import Finding
+from lrms_vm.finding import answer as _answer
 from lrms_vm.request import Allocation
 from lrms_vm.trust.verify import TrustAnchors
 
@@ -24,16 +25,6 @@ MIN_FREE_BYTES = 2 << 30
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 PROGRAMS = {"qemu-img": "qemu-utils", "genisoimage": "genisoimage", "ssh": "openssh-client", "bwrap": "bubblewrap"}
 PROGRAMS |= {"setpriv": "util-linux", "prlimit": "util-linux"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One answer. `remedy` is what to do, empty where nothing is wrong."""
-
-    check: str
-    ok: bool
-    found: str
-    remedy: str = ""
 
 
 def all_findings(config: Config) -> Iterator[Finding]:
@@ -53,10 +44,6 @@ def _findings(config: Config, questions: Iterable[Callable[[Config], Iterator[Fi
         except (LrmsVmError, OSError) as error:
             remedy = getattr(error, "hint", "") or "see the message"
             yield Finding(question.__name__.strip("_"), False, str(error), remedy)
-
-
-def _answer(check: str, ok: bool, found: str, remedy: str) -> Finding:
-    return Finding(check, ok, found, "" if ok else remedy)
 
 
 def _programs(config: Config) -> Iterator[Finding]:
@@ -276,4 +263,21 @@ def _slurm_node(config: Config) -> Iterator[Finding]:
 
 
 _JOB = Allocation("slurm", "0", os.uname().nodename.partition(".")[0], 0, 0, "root", "/", cpus=1, memory_mib=1024)
-_OF_THE_NODE = (_programs, _interpreter, _state, _kernels, _guest_program, _kvm, _hypervisor, _confinement, _overhead)
+
+
+def _xen(config: Config) -> Iterator[Finding]:
+    from lrms_vm import checks_xen
+
+    return checks_xen.xen(config)
+
+
+def _networks(config: Config) -> Iterator[Finding]:
+    from lrms_vm import checks_xen
+
+    return checks_xen.networks(config)
+
+
+_OF_THE_NODE = (
+    *(_programs, _interpreter, _state, _kernels, _guest_program),
+    *(_kvm, _hypervisor, _xen, _networks, _confinement, _overhead),
+)

@@ -21,6 +21,7 @@ import libvirt
 
 from lrms_vm.command import remaining_s
 from lrms_vm.errors import LrmsVmError, NodeError
+from lrms_vm.node_size import XenMachine
 
 T = TypeVar("T")
 
@@ -57,6 +58,9 @@ class Hypervisor(Protocol):
 
     def usable(self, kind: str, *, deadline: float) -> bool:
         """Whether domains of this type ("qemu", "kvm", "xen") can be started here."""
+
+    def xen_machine(self, *, deadline: float) -> XenMachine:
+        """What Xen has; of no use under another hypervisor."""
 
 
 class Libvirt:
@@ -122,6 +126,9 @@ class Libvirt:
         text = self._call("ask for capabilities", "hypervisor-down", deadline, lambda c: str(c.getCapabilities()))
         root = ElementTree.fromstring(text)  # noqa: S314 - libvirtd's own words
         return any(domain.get("type") == kind for domain in root.iterfind("./guest/arch/domain"))
+
+    def xen_machine(self, *, deadline: float) -> XenMachine:
+        return self._call("ask what Xen has", "hypervisor-down", deadline, _xen_machine)
 
     def _call(self, what: str, code: str, deadline: float, call: Callable[[libvirt.virConnect], T]) -> T:
         """Run `call` with the connection in a thread; its result, or `NodeError`."""
@@ -217,6 +224,21 @@ def _is_active(connection: libvirt.virConnect, name: str) -> bool:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return False
         raise
+
+
+def _xen_machine(connection: libvirt.virConnect) -> XenMachine:
+    cpus, dom0_cpus, guests = int(connection.getInfo()[2]), 0, []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            _, max_kib, _, vcpus, _ = domain.info()
+            if domain.ID() == 0:
+                dom0_cpus = int(vcpus)
+            else:
+                guests.append((int(max_kib) >> 10, int(vcpus)))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # ended meanwhile
+                raise
+    return XenMachine(int(connection.getFreeMemory()) >> 20, cpus, dom0_cpus, tuple(guests))
 
 
 def _silent(_context: Any, _error: Any) -> None:

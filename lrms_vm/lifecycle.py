@@ -121,6 +121,10 @@ def prologue(
     with record.phase("cgroup"):
         held = _hold(described, allocation, record, actors, kernel_bytes)
     with record.phase("create"):
+        if described.hypervisor == "xen":
+            from lrms_vm import node_memory
+
+            node_memory.require_free(actors.hypervisor, described, deadline=deadline)
         record.note("domain", name=described.name)
         actors.hypervisor.create(xml, deadline=deadline, confine=held.enter if held else None)
     with record.phase("hand over"):

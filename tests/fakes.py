@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from lrms_vm.errors import NodeError
+from lrms_vm.node_size import XenMachine
 
 
 @dataclass
@@ -23,6 +24,7 @@ class FakeHypervisor:
     on_create: Callable[[str], None] | None = None
     terminal: str = ""  # of each domain's console, as Xen has one
     process: int | None = None  # whose pid a guest's process has, where it has one
+    machine: XenMachine = field(default_factory=lambda: XenMachine(1 << 20, 64, 2))
 
     def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
         self._called("create", xml)
@@ -70,6 +72,10 @@ class FakeHypervisor:
     def usable(self, kind: str, *, deadline: float) -> bool:
         self._called("usable", kind)
         return kind in self.kinds
+
+    def xen_machine(self, *, deadline: float) -> XenMachine:
+        self._called("xen_machine", "")
+        return self.machine
 
     def _called(self, what: str, argument: str) -> None:
         self.calls.append((what, argument))
