@@ -85,6 +85,7 @@ def prepare(note: Path, paths: Sequence[Path], *, same: Sequence[Path] = ()) -> 
 def undo(note: Path, *, leave: Container[Path] = ()) -> tuple[list[Path], list[Path]]:
     """Put everything back as it was, the last first; then forget. Returns what was restored and what was removed.
 
+    Without a note nothing was changed yet, or nothing is any more; only what was being noted goes.
     What another installation needs stays. `leave`: what somebody else has put back. Raises `NodeError`, `ConfigError`.
     """
     known = read(note) or Note()
@@ -94,9 +95,10 @@ def undo(note: Path, *, leave: Container[Path] = ()) -> tuple[list[Path], list[P
         path = Path(name)
         if path in leave or any(name in other.was for other in others):
             continue
+        fresh = path.with_name(f".{path.name}.new")
         try:
+            fresh.unlink(missing_ok=True)  # of an installation that was killed
             if copy:
-                fresh = path.with_name(f".{path.name}.new")
                 _copy(copy, str(fresh))
                 fresh.replace(path)
                 restored.append(path)
@@ -107,11 +109,15 @@ def undo(note: Path, *, leave: Container[Path] = ()) -> tuple[list[Path], list[P
             continue
         except OSError as error:
             raise NodeError(f"{path}: cannot undo: {error.strerror}", code="install-failed") from error
-    for copy in {*known.was.values()} - {""} - {copy for other in others for copy in other.was.values()}:
-        Path(copy).unlink(missing_ok=True)
-    note.unlink(missing_ok=True)
-    for directory in reversed(known.directories):
+    made = {*known.was.values(), *map(str, note.parent.glob(f"*{note.stem}.*"))}  # copies, drafts
+    for spare in made - {"", str(note)} - {copy for other in others for copy in other.was.values()}:
+        Path(spare).unlink(missing_ok=True)
+    for directory in reversed(known.directories):  # as long as the note is there to tell
         with contextlib.suppress(OSError):  # somebody else's things are in it: it stays
+            os.rmdir(directory)
+    note.unlink(missing_ok=True)
+    for directory in [str(note.parent), *(one for one in reversed(known.directories) if Path(one) in note.parents)]:
+        with contextlib.suppress(OSError):
             os.rmdir(directory)
     return restored, removed
 

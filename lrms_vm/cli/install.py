@@ -192,6 +192,8 @@ def _undo(targets: install.Targets, systemd: install_systemd.SystemdTargets, lrm
     note = installed.at(targets.prefix, lrms)
     known = installed.read(note)
     if known is None:
+        if not dry_run:
+            installed.undo(note)
         print(f"nothing is noted in {note}: nothing to undo")
         return 0
     if dry_run:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lrms_vm import install_systemd, installed
+from lrms_vm import cli, install_systemd, installed
 
 PROGRAM = [sys.executable, "-m", "lrms_vm"]
 
@@ -45,13 +49,16 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path, *words: str) -> str:
-    argv = [
-        *(*PROGRAM, "--config", str(root / "etc/lrms_vm.toml"), "install", "--lrms=slurm", "--prefix"),
+def words_of(root: Path) -> list[str]:
+    return [
+        *("--config", str(root / "etc/lrms_vm.toml"), "install", "--lrms=slurm", "--prefix"),
         *(str(root / "opt"), "--slurm-conf-dir", str(root / "etc/slurm")),
         *("--systemd=yes", "--systemd-dir", str(root / "etc"), "--plugin", "/bin/true", "--guest", "/bin/true"),
     ]
-    done = subprocess.run([*argv, *words], capture_output=True, text=True, timeout=120)
+
+
+def run(root: Path, *words: str) -> str:
+    done = subprocess.run([*PROGRAM, *words_of(root), *words], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -125,6 +132,52 @@ def test_an_installation_killed_after_its_note_is_undone_all_the_same(root: Path
         (root / path).unlink()  # as if it had not come so far
     run(root, "--undo")
     assert tree(root) == before
+
+
+def in_child(action: Callable[[], object], *, dies_after: int | None, root: Path) -> bool:
+    """Do it in a child that is killed at its `dies_after`th step on a file below `root`; say whether it came through."""
+    left = [dies_after]
+
+    def step(event: str, args: tuple[object, ...]) -> None:
+        if left[0] is None or not event.startswith(("open", "os.", "shutil.")):
+            return
+        if any(str(root) in os.fsdecode(word) for word in args if isinstance(word, str | bytes | Path)):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
+                sys.addaudithook(step)
+                action()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("killed", ["install", "undo"])
+def test_killed_at_any_step_it_is_undone_all_the_same(root: Path, killed: str) -> None:
+    before = tree(root)
+    install_words, undo_words = words_of(root), [*words_of(root), "--undo"]
+    for count in range(1, 1000):
+        if killed == "install":
+            came_through = in_child(lambda: cli.main(install_words), dies_after=count, root=root)
+        else:
+            assert in_child(lambda: cli.main(install_words), dies_after=None, root=root)
+            came_through = in_child(lambda: cli.main(undo_words), dies_after=count, root=root)
+        assert in_child(lambda: cli.main(undo_words), dies_after=None, root=root)
+        assert tree(root) == before, count
+        if came_through:
+            assert count > 50
+            return
+    pytest.fail("more steps than expected")
 
 
 def test_the_note_of_a_newer_version_is_not_followed(root: Path) -> None:
