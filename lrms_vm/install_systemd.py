@@ -3,6 +3,7 @@
     <etc>/systemd/system/lrms-vm-reap@.service        at boot, before slurmd: what a crash left goes
     <etc>/systemd/system/lrms-vm-scrub.service, .timer     once a night: stored images are read again
     <etc>/systemd/system/lrms-vm-lists.service, .timer     once an hour: the newest version of each image list
+    <etc>/systemd/system/lrms-vm-metrics.service, .timer   once a minute, where node_exporter is: its text file
     <etc>/tmpfiles.d/lrms_vm.conf                     run_dir, from boot on
 
 Those that a package brought are not written again; the links then name the package's. Nothing is rotated: everything
@@ -19,15 +20,19 @@ from lrms_vm.errors import LrmsVmError
 from lrms_vm.install import SOURCES, Planned, check_plain
 
 REAP = "lrms-vm-reap@.service"
+METRICS = "lrms-vm-metrics.timer"
 UNITS = (
     REAP,
     "lrms-vm-scrub.service",
     "lrms-vm-scrub.timer",
     "lrms-vm-lists.service",
     "lrms-vm-lists.timer",
+    "lrms-vm-metrics.service",
+    METRICS,
 )
 TMPFILES = "lrms_vm.conf"
 TIMERS = ("lrms-vm-scrub.timer", "lrms-vm-lists.timer")
+EXPORTER = Path("/var/lib/prometheus/node-exporter")  # Debian's prometheus-node-exporter reads *.prom there
 TIMEOUT_S = 60.0
 REAPED_AT_BOOT = ("slurm",)  # whose `reap` needs no more than the node's name
 
@@ -43,6 +48,7 @@ class SystemdTargets:
 
     etc: Path = Path("/etc")
     packaged: Path = Path("/lib")  # systemd/system/, tmpfiles.d/: Debian's packages put theirs here
+    exporter: Path = EXPORTER
 
     @property
     def tmpfiles(self) -> Path:
@@ -58,7 +64,8 @@ class SystemdTargets:
 
     def links(self, lrms: str) -> dict[Path, str]:
         """What `systemctl enable` would make, and the unit that each names."""
-        found = {self.unit("timers.target.wants") / name: name for name in TIMERS}
+        timers = (*TIMERS, METRICS) if self.exporter.is_dir() else TIMERS
+        found = {self.unit("timers.target.wants") / name: name for name in timers}
         if lrms in REAPED_AT_BOOT:
             found[self.unit("multi-user.target.wants") / f"lrms-vm-reap@{lrms}.service"] = REAP
         return found
@@ -67,7 +74,7 @@ class SystemdTargets:
 def plan(targets: SystemdTargets, lrms: str, *, python: str, config: Path, run_dir: Path) -> tuple[Planned, ...]:
     """Every file and link. Raises `UsageError` for a path that systemd would cut in two."""
     check_plain(python, config, run_dir)
-    names = {"PYTHON": python, "CONFIG": str(config), "RUN_DIR": str(run_dir)}
+    names = {"PYTHON": python, "CONFIG": str(config), "RUN_DIR": str(run_dir), "EXPORTER": str(EXPORTER)}
     packaged = {targets.unit(name): targets.packaged / "systemd/system" / name for name in UNITS}
     packaged[targets.tmpfiles] = targets.packaged / "tmpfiles.d" / TMPFILES
     return (
@@ -87,13 +94,17 @@ def text(name: str, names: dict[str, str]) -> bytes:
 # ---- effects: only where systemd runs
 
 
-def settle(*, start: bool) -> list[str]:
-    """Have systemd read its units again, and start or stop the timers.
+def settle(targets: SystemdTargets) -> list[str]:
+    """Have systemd read its units again; start the timers that are enabled, stop the others.
 
     Returns what is left to do by hand where that fails: the files are right anyway.
     """
     said = []
-    for words in (["daemon-reload"], ["start" if start else "stop", *TIMERS]):
+    calls = [["daemon-reload"]]
+    for name in (*TIMERS, METRICS):
+        enabled = (targets.unit("timers.target.wants") / name).is_symlink()
+        calls.append(["start" if enabled else "stop", name])
+    for words in calls:
         try:
             command.run(["systemctl", *words], timeout_s=TIMEOUT_S)
         except LrmsVmError as error:

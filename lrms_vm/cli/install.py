@@ -110,7 +110,7 @@ def _run(args: argparse.Namespace) -> int:
         _put((*files, *units), note, dry_run=args.dry_run)
         _print_rest(targets, config_path, known)
     if units and not args.dry_run and install_systemd.booted():
-        _say(install_systemd.settle(start=True))
+        _say(install_systemd.settle(systemd))
     return 0
 
 
@@ -210,7 +210,7 @@ def _undo(targets: install.Targets, systemd: install_systemd.SystemdTargets, lrm
         _print_undone(restored, removed)
     _print_undone(*installed.undo(note, leave=theirs))
     if install_systemd.booted():
-        _say(install_systemd.settle(start=any(map(os.path.lexists, systemd.links(lrms)))))
+        _say(install_systemd.settle(systemd))
     print(_AFTER_UNDO[lrms])
     return 0
 

@@ -246,7 +246,7 @@ def test_systemd_reads_the_units_without_a_word(root: Path) -> None:
     unit = (units / "lrms-vm-reap@.service").read_text()
     assert "Before=slurmd.service" in unit
     for name in install_systemd.UNITS:
-        assert "@PYTHON@" not in (units / name).read_text()
+        assert "@" not in (units / name).read_text().replace("reap@", "")
 
 
 def test_what_the_units_start_does_its_work_on_a_node_without_jobs(root: Path) -> None:
@@ -261,11 +261,23 @@ def test_what_the_units_start_does_its_work_on_a_node_without_jobs(root: Path) -
     (root / "ca").mkdir()
     (root / "etc/trust.toml").write_text(f'version = 1\n[defaults]\nca_dir = "{root}/ca"\n')
     run(root)
-    for name in ("lrms-vm-reap@.service", "lrms-vm-scrub.service", "lrms-vm-lists.service"):
+    for name in (*(f"lrms-vm-{name}.service" for name in ("reap@", "scrub", "lists", "metrics")),):
         unit = (root / "etc/systemd/system" / name).read_text()
         command = unit.partition("ExecStart=")[2].partition("\n")[0].replace("%i", "slurm").replace("%l", "n1")
+        command = command.replace(str(install_systemd.EXPORTER), str(root))
         done = subprocess.run(command.split(), capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, ""), command
+    assert "lrms_vm_cache_images" in (root / "lrms_vm.prom").read_text()
+
+
+def test_metrics_are_written_where_node_exporter_reads_them(tmp_path: Path) -> None:
+    def links() -> set[str]:
+        targets = install_systemd.SystemdTargets(tmp_path / "etc", tmp_path / "lib", tmp_path / "exporter")
+        return {link.name for link in targets.links("slurm")}
+
+    assert install_systemd.METRICS not in links()
+    (tmp_path / "exporter").mkdir()
+    assert install_systemd.METRICS in links()
 
 
 def test_systemd_tmpfiles_makes_the_run_directory(root: Path) -> None:
