@@ -48,9 +48,13 @@ def take(places: Places, key: str, sha256: str) -> None:
 
 
 def release(places: Places, key: str) -> None:
-    """Let go; an absent lease is fine. Raises `NodeError`."""
+    """Let go; an absent lease is fine, and so is what a `take` that was killed left beside it. Raises `NodeError`."""
     try:
-        _path(places, key).unlink(missing_ok=True)
+        path = _path(places, key)
+        for name in os.listdir(path.parent) if path.parent.is_dir() else ():
+            if name.startswith(f".{key}.") and name.removeprefix(f".{key}.").isdecimal():
+                path.with_name(name).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise NodeError(f"{places.leases}/{key}: cannot remove: {error.strerror}", code="state-unwritable") from error
 

@@ -31,6 +31,7 @@ STEPS = (
     "verified",
     "disk_dir",
     "overlay",
+    "network",
     "seed",
     "cgroup",
     "domain",

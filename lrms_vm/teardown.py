@@ -124,6 +124,7 @@ def keys_in_directories(node: str, *, places: Places) -> set[str]:
     names = {path.name for directory in (places.jobs, places.disks) for path in _entries(directory)}
     files = [*_entries(places.verdicts), *(path for path in _entries(places.networks) if path.suffix == ".json")]
     names |= {path.name.removesuffix(".json") for path in files if not path.name.startswith(".")}
+    names |= {path.stem for path in _entries(places.job_locks)}  # of who was killed before there was anything else
     return {name for name in names if _node_of(name) == node}
 
 
@@ -176,7 +177,9 @@ def _entries(directory: Path) -> list[Path]:
 
 
 def _unplug(places: Places, key: str, deadline: float) -> None:
-    if (places.networks / f"{key}.json").exists():
+    marker = places.networks / f"{key}.json"
+    marker.with_name(f".{marker.name}.new").unlink(missing_ok=True)
+    if marker.exists():
         from lrms_vm import network  # few jobs have one, and no other need load it
 
         network.unplug(places, key, deadline=deadline)

@@ -1,184 +1,31 @@
 """The prologue is killed at each step it notes, and teardown at each step it takes; what runs next must leave nothing.
 
-No guest boots here: the hypervisor is a directory, so that it survives the killed process as libvirt would. Everything
-else (cache, overlay, seed, keys, verdict, attach) is real.
+No guest boots here: see node_in_directory.py. What lies between two steps is test_crash_everywhere.py's.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
 import signal
-import socket
-import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
-from lrms_vm import config as configuration
-from lrms_vm import lifecycle, record, teardown
-from lrms_vm.errors import NodeError
-from lrms_vm.fetch import Fetch
-from lrms_vm.lifecycle import Actors
-from lrms_vm.request import Allocation, Request, parse_request
-from lrms_vm.trust.verify import Claim, Endorsement
+from lrms_vm import record, teardown
+from tests import node_in_directory, source_steps
+from tests.node_in_directory import BrokenHypervisor, Site
 
-TEARDOWN_STEPS = ("verdict", "attach", "domain", "disks", "lease", "history", "cgroup", "run directory")
-
-
-class DirectoryHypervisor:
-    """A domain is a file. Makes the socket and the console that the real one makes."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        directory.mkdir(exist_ok=True)
-
-    def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
-        tree = ElementTree.fromstring(xml)
-        (self._directory / str(tree.findtext("name"))).write_text(xml)
-        channel = tree.find("./devices/channel/source")
-        assert channel is not None
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(channel.attrib["path"])
-        Path(channel.attrib["path"]).with_name("console.log").write_text("")
-
-    def destroy(self, name: str, *, deadline: float) -> None:
-        (self._directory / name).unlink(missing_ok=True)
-
-    def names(self, *, deadline: float) -> list[str]:
-        return [path.name for path in self._directory.iterdir()]
-
-    def is_active(self, name: str, *, deadline: float) -> bool:
-        return (self._directory / name).exists()
-
-    def usable(self, kind: str, *, deadline: float) -> bool:
-        return True
-
-    def native_config(self, xml: str, format_: str, *, deadline: float) -> str:
-        return xml
-
-
-class BrokenHypervisor(DirectoryHypervisor):
-    """Libvirt is down when teardown comes."""
-
-    def destroy(self, name: str, *, deadline: float) -> None:
-        raise NodeError("libvirt does not answer", code="hypervisor-down")
-
-
-class AcceptingDecision:
-    """The trust core has its own tests; here every image is fine."""
-
-    max_image_bytes = 1 << 30
-    spent_ms = 0.0
-    limits: Any = None
-    at = datetime.now(UTC)
-    bare_max_age_s = 86400
-
-    def for_job(self, **_: Any) -> AcceptingDecision:
-        return self
-
-    def claim(self, files: Any, name: str) -> Any:
-        self.limits = Claim(
-            kind="cms", digest_algorithm="sha256", signed_digest=None, signer="CN=B", issuer="CN=CA", rule="b",
-            rule_where="test:1", runner="r", max_memory_mib=None, network=None, valid_until=datetime.max,
-            signature=b"", certificate=None, max_image_bytes=1 << 30, blocked={}, contact="test",  # type: ignore[arg-type]
-        )  # fmt: skip
-        return self.limits
-
-    def form(self, claim: Claim, format: str, sha256: str, *, size_bytes: int, raw_size_bytes: int) -> None:
-        pass
-
-    def bytes(self, claim: Claim, digests: Mapping[str, bytes], size_bytes: int) -> Endorsement:
-        return Endorsement(signer="CN=B", issuer="CN=CA", rule="b", sha256=digests["sha256"].hex(), code="accepted")
-
-
-class Site:
-    """A node in a directory: configuration, an image, a hypervisor."""
-
-    def __init__(self, root: Path) -> None:
-        root.chmod(0o755)
-        (root / "image.raw").write_bytes(os.urandom(1 << 20))
-        (root / "image.raw.p7s").write_bytes(b"signature")
-        (root / "guest").write_bytes(b"\x7fELF stand-in")
-        (root / "guest").chmod(0o755)
-        for name in ("vmlinuz", "initrd"):
-            (root / name).write_bytes(name.encode())
-        import hashlib
-
-        digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("vmlinuz", "initrd")}
-        work = root / "work"
-        work.mkdir()
-        self.config = configuration.parse(
-            f"""version = 1
-            state_dir = "{root}/state"
-            run_dir = "{root}/run"
-            guest_program = "{root}/guest"
-            hypervisor = "qemu"
-            kernel = "k"
-            boot_timeout_s = 30
-            [kernels.k]
-            vmlinuz = "{root}/vmlinuz"
-            initrd = "{root}/initrd"
-            vmlinuz_sha256 = "{digests["vmlinuz"]}"
-            initrd_sha256 = "{digests["initrd"]}"
-            [images.small]
-            url = "{root}/image.raw"
-            """.encode(),
-            source="test",
-        )
-        self.hypervisor = DirectoryHypervisor(root / "domains")
-        nobody = pwd.getpwnam("nobody")
-        self.request: Request = parse_request({"vm-image": "small"}, source="test")
-        self.allocation = Allocation(
-            lrms="slurm", job_id="7", node="n1", uid=nobody.pw_uid, gid=nobody.pw_gid, user="nobody",
-            work_dir=str(work), cpus=1, memory_mib=1000,
-        )  # fmt: skip
-
-    def prologue(self, on_note: Callable[[str], None] | None = None) -> None:
-        actors = Actors(
-            hypervisor=self.hypervisor, fetch=Fetch(), decision=AcceptingDecision(),  # type: ignore[arg-type]
-            python=sys.executable, on_note=on_note,
-        )  # fmt: skip
-        with teardown.locked(self.config.places, self.allocation.key, deadline=time.monotonic() + 5):
-            lifecycle.prologue(
-                self.request, self.allocation, config=self.config, actors=actors,
-                started_at=time.time(), deadline=time.monotonic() + 60,
-            )  # fmt: skip
-
-    def teardown(self, on_step: Callable[[str], None] | None = None) -> list[teardown.Leftover]:
-        with teardown.locked(self.config.places, self.allocation.key, deadline=time.monotonic() + 5):
-            return teardown.teardown(
-                self.allocation.key, places=self.config.places, hypervisor=self.hypervisor,
-                deadline=time.monotonic() + 20, on_step=on_step,
-            )  # fmt: skip
-
-    def left(self) -> list[str]:
-        """Everything of the job that is still there; the verified image in the cache may stay."""
-        places = self.config.places
-        found = [
-            str(path)
-            for directory in (places.jobs, places.disks, places.verdicts, places.leases, places.job_locks)
-            if directory.exists()
-            for path in directory.rglob("*")
-        ]
-        found += [str(path) for path in places.ingest.rglob("*")] if places.ingest.exists() else []
-        found += self.hypervisor.names(deadline=0)
-        return found + [f"pid {pid}" for pid in teardown.attach_processes(self.allocation.key)]
+# As teardown.py has them, in its order: a new one is killed at without being named here.
+TEARDOWN_STEPS = tuple(source_steps.undone())
 
 
 @pytest.fixture
-def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    root = tmp_path_factory.mktemp("n", numbered=True)
-    for parent in [root, *root.parents][:4]:
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    return Site(root)
+def site() -> Iterator[Site]:
+    with node_in_directory.site(*node_in_directory.VARIANTS["nat"]) as made:  # takes every step
+        yield made
 
 
 def killed_at(step: str, action: Callable[[Callable[[str], None]], object]) -> None:
@@ -213,6 +60,17 @@ def test_an_epilogue_killed_at_any_step_is_finished_by_the_next(site: Site, step
     killed_at(step, site.teardown)
     assert site.teardown() == []
     assert site.left() == []
+
+
+def test_after_a_reboot_nothing_is_left_whatever_step_it_came_at(site: Site) -> None:
+    for action, steps in ((site.prologue, record.STEPS), (site.teardown, TEARDOWN_STEPS)):
+        for step in steps:
+            if action == site.teardown:
+                killed_at("done", site.prologue)  # by a process that is gone then, as a hook is
+            killed_at(step, action)
+            site.reboot()
+            assert site.reap() == [], step
+            assert site.left() == [], step
 
 
 def test_teardown_takes_the_steps_this_file_kills_it_at(site: Site) -> None:
@@ -263,9 +121,9 @@ def test_a_link_planted_in_the_users_directory_leads_teardown_nowhere(site: Site
 def test_keys_on_a_node_are_found_by_directory_verdict_and_domain_and_only_that_nodes(site: Site) -> None:
     site.prologue()
     places = site.config.places
-    (site.config.places.verdicts / "slurm-8.n1.json").write_text("{}")
+    (site.config.places.verdicts / f"slurm-8.{site.node}.json").write_text("{}")
     (site.config.places.verdicts / "slurm-9.n2.json").write_text("{}")
-    (site.config.places.verdicts / "slurm-10.rack.n1.json").write_text("{}")
-    found = teardown.keys_on("n1", places=places, hypervisor=site.hypervisor, deadline=time.monotonic() + 5)
-    assert found == {"slurm-7.n1", "slurm-8.n1"}
+    (site.config.places.verdicts / f"slurm-10.rack.{site.node}.json").write_text("{}")
+    found = teardown.keys_on(site.node, places=places, hypervisor=site.hypervisor, deadline=time.monotonic() + 5)
+    assert found == {f"slurm-7.{site.node}", f"slurm-8.{site.node}"}
     site.teardown()
