@@ -10,6 +10,8 @@
 #   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
 #   make deb             the Debian package, in build/deb
+#   make man             the manual pages, in build/man
+#   make pages           docs/troubleshooting.md anew, from the source and manual/codes.txt
 #   make bench           the speed goals, as ratios: build/bench/results.json
 #   make figure3         what payloads cost under Xen, in instructions: build/figure3           (docs/figure3.md)
 
@@ -19,7 +21,7 @@ STAMPS := build/stamps
 KEEP ?=
 FUZZ ?= 20
 
-.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen fuzz bench figure3 deb lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen fuzz bench figure3 deb man pages lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -75,13 +77,19 @@ bench: prerequisites
 figure3: prerequisites
 	@$(PYTHON) -m figure3
 
-deb: prerequisites
+deb: prerequisites man
 	@packaging/build_deb build/deb
+
+man: $(STAMPS)/venv
+	@$(PYTHON) -m manual man build/man
+
+pages: $(STAMPS)/venv
+	@$(PYTHON) -m manual pages
 
 lint: $(STAMPS)/venv
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy -p lrms_vm -p demo
+	$(PYTHON) -m mypy -p lrms_vm -p demo -p manual
 
 format: $(STAMPS)/venv
 	$(PYTHON) -m ruff format .
