@@ -135,6 +135,8 @@ def _start(
         )
     except OSError as error:
         raise NodeError(f"cannot start {argv[0]}: {error.strerror}", code="command-missing") from error
+    except subprocess.SubprocessError as error:  # `preexec`: no room for its log, or no way there for its user
+        raise NodeError(f"cannot start {argv[0]}: its log cannot be opened", code="command-missing") from error
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -253,9 +253,12 @@ def write_verdict_file(places: Places, verdict: Verdict, *, gid: int) -> None:
     """Atomically, root's, readable by the job's group: its own user must read it, nobody else can write it."""
     path = places.verdict(verdict.key)
     fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    _write(fresh, write_verdict(verdict), 0o440, gid=gid)
-    fresh.replace(path)
+    try:
+        fresh.unlink(missing_ok=True)
+        _write(fresh, write_verdict(verdict), 0o440, gid=gid)
+        fresh.replace(path)
+    except OSError as error:
+        raise NodeError(f"{path}: cannot write: {error.strerror}", code="state-unwritable") from error
 
 
 def _shareable(path: str) -> bool:

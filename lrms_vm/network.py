@@ -193,6 +193,7 @@ def _write(path: Path, values: dict[str, str]) -> None:
         fresh.write_text(json.dumps(values))
         fresh.replace(path)
     except OSError as error:
+        fresh.unlink(missing_ok=True)
         raise NodeError(f"{path}: cannot write: {error.strerror}", code="state-unwritable") from error
 
 
