@@ -87,7 +87,7 @@ def of_node(node: str, jobs: Sequence[Job]) -> str:
     parts = [_text(20, 32, f"{node}: {len(jobs)} jobs", size=18, bold=True)]
     if not jobs:
         return _page([*parts, _text(20, 60, "none so far", colour="#555")], 80)
-    begin, end = min(job.started_at for job in jobs), max(job.ended_at for job in jobs)
+    begin, end = jobs[0].started_at, max(jobs[-1].started_at, *(job.ended_at for job in jobs))
     width, top = WIDTH - LEFT - RIGHT, 96
     span_s = max(end - begin, 1e-3)
     at = LEFT

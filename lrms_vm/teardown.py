@@ -40,13 +40,10 @@ class Leftover:
 @contextlib.contextmanager
 def locked(places: Places, key: str, *, deadline: float) -> Iterator[None]:
     """One prologue, epilogue or reap per job at a time on this node. Raises `NodeError` past the deadline."""
+    places.job_locks.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = places.job_locks / f"{key}.lock"
     while True:
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise NodeError(f"{path}: cannot make: {error.strerror}", code="state-unwritable") from error
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if _try_lock(fd, path):
             break
         os.close(fd)
@@ -202,10 +199,7 @@ def _remove_tree(path: Path) -> None:
 
 
 def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted, teardown_ms: float) -> None:
-    """Keep the job's phases, provenance and what its guest took; the newest `KEEP_HISTORY` of them.
-
-    Where that cannot be written, the log has it, and nothing is left behind: the node serves on.
-    """
+    """Keep the job's phases, provenance and what its guest took; the newest `KEEP_HISTORY` of them."""
     from lrms_vm import counters  # a prologue needs none
 
     begin, verified = noted.steps.get("begin", {}), noted.steps.get("verified", {})
@@ -228,27 +222,14 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
     if history["image"]:
         words = provenance.words(key, str(begin.get("user", "")), history["image"], used=history["used"])
         journal.write("info", "ended", words)
+    places.history.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = places.history / f"{key}.json"
     fresh = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(history))
-        fresh.replace(path)
-        counters.job_ended(places, history)
-        for old in sorted(_entries(path.parent), key=_changed_at)[:-KEEP_HISTORY]:
-            old.unlink(missing_ok=True)
-    except (LrmsVmError, OSError) as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        journal.say("warning", key, f"{path}: not kept: {error}")
-
-
-def _changed_at(path: Path) -> float:
-    """time.time() of its last change; the end of time for what another epilogue has just taken away."""
-    try:
-        return path.lstat().st_mtime
-    except OSError:
-        return float("inf")
+    fresh.write_text(json.dumps(history))
+    fresh.replace(path)
+    counters.job_ended(places, history)
+    for old in sorted(_entries(places.history), key=lambda entry: entry.stat().st_mtime)[:-KEEP_HISTORY]:
+        old.unlink(missing_ok=True)
 
 
 def _user_times_ms(path: Path, *, uid: int) -> dict[str, float]:

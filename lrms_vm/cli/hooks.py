@@ -139,7 +139,7 @@ def _tell(
 
     Raises `NodeError` only where not even the verdict of a refusal can be written.
     """
-    from lrms_vm import counters, retries
+    from lrms_vm import retries
 
     told = batch.outcome(hook, outcome, retries=retries.count(config.places, job.key))
     if hook == PROLOGUE and Action.COUNT not in told.actions:
@@ -154,6 +154,8 @@ def _tell(
             case instead:
                 told = instead
     if hook == PROLOGUE:
+        from lrms_vm import counters
+
         sent_back = not {Action.COUNT, Action.SEND_BACK, Action.TAKE_OUT}.isdisjoint(told.actions)
         counters.refused(config.places, error.blame, error.code, sent_back=sent_back)
     return told.exit_code
@@ -265,11 +267,13 @@ def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call,
 
     Raises `SiteError` when it does not answer: then nobody's guest is touched.
     """
-    from lrms_vm import counters, node, teardown
+    from lrms_vm import node, teardown
 
     found = {key for key in found if key.startswith(f"{batch.NAME}-")}
     if not found:
         return []
+    from lrms_vm import counters
+
     active = batch.active_keys(node_name, call, config)
     deadline = time.monotonic() + REAP_TIMEOUT_S
     leftovers: list[str] = []
