@@ -115,6 +115,12 @@ def test_what_is_pinned_is_what_the_program_asks_for() -> None:
         assert at_least and there and int(there[1]) >= int(at_least[1])
 
 
+def test_the_manual_comes_along(package: Path) -> None:
+    listed = subprocess.run(["dpkg-deb", "-c", package], capture_output=True, text=True, check=True).stdout
+    for page in ("man1/lrms-vm.1.gz", "man5/lrms_vm.toml.5.gz", "man5/lrms_vm-trust.toml.5.gz"):
+        assert f"/usr/share/man/{page}\n" in listed
+
+
 def test_installing_the_package_starts_and_enables_nothing(installed: Debian) -> None:
     assert installed.run("lrms-vm", "--version").strip() == f"lrms-vm {__version__}"
     links = [path for path in (installed.root / "etc/systemd/system").rglob("*") if "lrms" in path.name]
