@@ -114,11 +114,14 @@ class ByLibrary:
 
     def _doubtful(self, status: JobStatus) -> bool:
         """An end that the library does not tell from another. Grid Engine: deleted, refused by the prolog, ended with
-        100 are all "aborted". Slurm: a job that somebody canceled has exited with 0."""
+        100 are all "aborted". Slurm: a job that somebody canceled has exited with 0. pbs-drmaa: refused by the
+        prologue is a payload's exit 255."""
         if status.result is None or status.job_id in self._terminated:
             return False
         if self.system == "gridengine":
             return status.result.reason != ""
+        if self.system in ("torque", "openpbs"):
+            return status.result.exit_code == 255 and "qstat" in self.commands.programs.paths
         return self._has_squeue and status.state is JobState.COMPLETED
 
     def _settled(self, job_ids: Sequence[str]) -> dict[str, JobStatus]:

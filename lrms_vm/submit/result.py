@@ -9,7 +9,7 @@ What they tell, measured (slurm-drmaa 1.2, pbs-drmaa 1.0.19 with Torque 6.1 and 
     ended by a signal        signaled            signaled             signaled             FAILED, signal n
     terminated by us         aborted, exit 0     signaled, aborted    exited 0             CANCELED
     canceled by others       aborted, exit 0     signaled             exited 0             CANCELED, or FAILED, signal n
-    refused by the prologue  aborted, exit 0     -                    -                    FAILED and the reason
+    refused by the prologue  aborted, exit 0     aborted, 255         -                    FAILED and the reason
     unknown job              InvalidJob          aborted, 255         aborted, 255, core   RequestError "job-unknown"
     waited for twice         InvalidJob          the same again       the same again       the same again
     suspended by the user    said                said                 not said             what its command says

@@ -226,6 +226,33 @@ def test_a_suspension_that_slurm_drmaa_does_not_see(paper: Path) -> None:
         assert session.status(job_id).state is JobState.ACTIVE
 
 
+@pytest.mark.parametrize(
+    ("qstat", "code", "reason"),
+    [
+        ("exit_status = -2\n    comment = lrms_vm: image-unknown: no", None, "lrms_vm: image-unknown: no"),
+        ("exit_status = 255", 255, ""),
+        (None, 255, ""),  # the server has forgotten it
+    ],
+)
+def test_a_refusal_that_pbs_drmaa_calls_an_exit_code(paper: Path, qstat: str | None, code: int, reason: str) -> None:
+    said = "hasExited, hasSignal, wasAborted, exitStatus, terminatedSignal = "
+    text = DRMAA.replace(f'{said}True, False, False, 0, ""', f'{said}False, False, True, 255, ""')
+    assert text != DRMAA
+    (paper / "drmaa.py").write_text(text)
+    host = Host(paper, "qstat")
+    if qstat is None:
+        host.fails("qstat", "qstat: Unknown Job Id 1")
+    else:
+        host.says("qstat", f"Job Id: 1\n    job_state = C\n    {qstat}\n")
+    made = library("torque", "Torque", host)
+    with Session(backend=made, sleep=lambda _: None) as session:
+        job_id = session.submit(job("a"))
+        made._ask({"do": "control", "job": job_id, "action": "terminate"})  # not through the session
+        result = session.wait(job_id)
+    assert result is not None
+    assert (result.state, result.exit_code, result.reason) == (JobState.FAILED, code, reason)
+
+
 def row(state: str, code: str) -> str:
     return f"1                   N/A                 {state:<24}{code:<16}None\n"
 

@@ -88,7 +88,6 @@ def test_a_session(desk: Desk, library: str) -> None:
     assert (desk.directory / "guest.out").read_text() == 'in the guest\n4 2\nit\'s "$HOME"\n#PBS -h\n||é|'
     state, code, reason = said["refused"]
     assert (state, code) == ("failed", None)
-    if library == "commands":
-        assert "image-unknown" in reason
+    assert "image-unknown" in reason
     assert not (desk.directory / "ran").exists()
     desk.nothing_left(job_id)
