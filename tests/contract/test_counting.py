@@ -1,0 +1,57 @@
+"""What a real prologue and teardown leave to be counted."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from lrms_vm import counters, teardown
+from tests.contract.test_lists_prologue import IMAGE, Listed, site  # noqa: F401 - site is a fixture
+
+
+def ended(site: Listed) -> dict[str, object]:  # noqa: F811
+    assert site.teardown() == []
+    words: dict[str, object] = json.loads((site.config.places.history / f"{site.allocation.key}.json").read_text())
+    return words
+
+
+def test_the_first_job_misses_the_cache_and_the_second_hits_it(site: Listed) -> None:  # noqa: F811
+    site.publish("7", "atlas/sim")
+    site.run("atlas/sim", "1")
+    first = ended(site)
+    site.run("atlas/sim", "2")
+    second = ended(site)
+    assert (first["cache"], second["cache"]) == ("miss", "hit")
+    assert isinstance(first["fetched_bytes"], int) and first["fetched_bytes"] >= len(IMAGE)
+    assert second["fetched_bytes"] == 0
+    kept = counters.load(site.config.places)
+    assert (kept.cache, kept.jobs) == ({"miss": 1, "hit": 1}, {"complete": 2})
+    assert kept.fetched_bytes == first["fetched_bytes"]
+    assert {"fetch", "verify", "create", "teardown"} <= set(kept.phases)
+
+
+def test_an_epilogue_that_dies_before_it_counts_is_counted_once(
+    site: Listed,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site.publish("7", "atlas/sim")
+    site.run("atlas/sim", "1")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(counters, "job_ended", die)
+        with pytest.raises(KeyboardInterrupt):
+            teardown.teardown(
+                site.allocation.key,
+                places=site.config.places,
+                hypervisor=site.hypervisor,
+                deadline=time.monotonic() + 9,
+            )
+    assert counters.load(site.config.places).jobs == {}
+    assert ended(site)["complete"] is True
+    for _ in range(2):
+        assert counters.catch_up(site.config.places).jobs == {"complete": 1}
