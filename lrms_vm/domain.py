@@ -287,6 +287,8 @@ def _disks(domain: Domain, names: tuple[str, str], bus: str) -> list[Must]:
 def _interfaces(domain: Domain) -> list[Must]:
     if domain.network == "none":
         return []
+    # netfront: no emulated card beside it, whose own interface in dom0 would have another name than the rules know
+    model = {"": "virtio", "hvm": "netfront"}.get(domain.guest)
     return [
         Must(
             "interface",
@@ -295,7 +297,7 @@ def _interfaces(domain: Domain) -> list[Must]:
                 Must("mac", {"address": domain.mac or ""}),
                 Must("source", {"bridge": domain.bridge}),
                 Must("target", {"dev": domain.port}),
-                *([Must("model", {"type": "virtio"})] if domain.hypervisor != "xen" else []),
+                *([Must("model", {"type": model})] if model else []),
             ),
         )
     ]

@@ -65,6 +65,7 @@ CASES = {
     "xen-pvh-grub": replace(XEN, guest="pvh", **GRUB),
     "xen-hvm": replace(XEN, guest="hvm"),
     "xen-hvm-disk": replace(XEN, guest="hvm", **FROM_DISK),
+    "xen-hvm-nat": replace(XEN, guest="hvm", network="nat", mac="02:11:22:33:44:55"),
     "kvm-disk": replace(PLAIN, hypervisor="kvm", **FROM_DISK),
 }
 
