@@ -250,6 +250,10 @@ def _slurm_node(config: Config) -> Iterator[Finding]:
     remedy = f"this node has {config.hypervisor}: take {','.join(others)} out of slurm.conf" if others else ""
     remedy = remedy or "`lrms-vm health --lrms=slurm` puts them back on a healthy node"
     yield _answer("slurm features", not others and not off, found, remedy)
+    if config.hypervisor == "xen":
+        from lrms_vm import checks_xen
+
+        yield checks_xen.told(config, node.memory_mib)
     if node.guests is None:
         yield Finding("slurm gres/vm", True, f"{name}: none: guests on the node are not counted")
         return

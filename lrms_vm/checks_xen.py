@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrms_vm import command
+from lrms_vm import command, node_size
 from lrms_vm.config import Config
 from lrms_vm.finding import Finding, answer
+from lrms_vm.node_size import NodeSize
 
 TIMEOUT_S = 10.0
 MIN_FREE_MIB = 128
@@ -96,6 +97,22 @@ def ballooning(libxl_conf: str, options: str) -> Finding:
     off = match[1].strip("\"'") in ("0", "off") if match else "dom0_mem=" in options
     found = f"autoballoon = {match[1]}" if match else f"autoballoon is not said, so {'off' if off else 'on'}"
     return answer("ballooning is off", off, found, f"autoballoon = 0 in {LIBXL_CONF}, then restart libvirtd")
+
+
+def told(config: Config, memory_mib: int) -> Finding:
+    """What the batch system was told of the guests' memory, against what there is."""
+    from lrms_vm import node
+
+    machine = node.hypervisor(config).xen_machine(deadline=time.monotonic() + TIMEOUT_S)
+    return told_of(memory_mib, node_size.of_xen(machine))
+
+
+def told_of(memory_mib: int, size: NodeSize) -> Finding:
+    """The same with the answer at hand. Less is the site's choice; more, and guests will not fit."""
+    found = f"{memory_mib} MiB, for guests there are {size.memory_mib} MiB"
+    return answer(
+        "slurm RealMemory", memory_mib <= size.memory_mib, found, "`lrms-vm doctor --slurm-conf` has the line"
+    )
 
 
 def device_model(paths: list[str]) -> Finding:

@@ -102,3 +102,9 @@ def test_a_bridge_that_is_not_there_is_found() -> None:
     findings = list(checks_xen.networks(Config(networks_allowed=("none", "bridge:lrmsvm-absent"))))
     assert (findings[0].check, findings[0].ok) == ("bridge lrmsvm-absent", False)
     assert {f.check for f in findings[1:]} == {"program nft", "program ip"}
+
+
+@pytest.mark.parametrize(("told_mib", "ok"), [(3900, True), (3968, True), (3969, False), (6144, False)])
+def test_a_batch_system_that_was_told_too_much_is_found(told_mib: int, ok: bool) -> None:
+    found = checks_xen.told_of(told_mib, node_size.of_xen(IDLE))
+    assert found.ok is ok and ("--slurm-conf" in found.remedy) is not ok
