@@ -13,7 +13,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.parametrize(
     "words",
-    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "-p", "lrms_vm", "-p", "demo")],
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("mypy", "-p", "lrms_vm", "-p", "demo", "-p", "manual"),
+    ],
     ids=["ruff check", "ruff format", "mypy"],
 )
 def test_a_linter_finds_nothing(words: tuple[str, ...]) -> None:
