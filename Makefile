@@ -9,6 +9,7 @@
 #   make test-xen        a real Xen host, emulated, and real jobs on it
 #   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
+#   make soak [JOBS=200] [SEED=N]   real jobs with random faults from a printed seed; ends with nothing left
 #   make deb             the Debian package, in build/deb
 #   make man             the manual pages, in build/man
 #   make pages           docs/troubleshooting.md anew, from the source and manual/codes.txt
@@ -20,8 +21,10 @@ PYTHON := .venv/bin/python
 STAMPS := build/stamps
 KEEP ?=
 FUZZ ?= 20
+JOBS ?= 200
+SEED ?=
 
-.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen fuzz bench figure3 deb man pages lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen fuzz bench soak figure3 deb man pages lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -73,9 +76,13 @@ fuzz: $(STAMPS)/venv
 bench: prerequisites
 	@$(PYTHON) -m bench
 
-# half an hour, two emulated machines at a time; what is booted is kept, so a second run goes on where one stopped
+# 16 minutes of processor time, two emulated machines at a time; what was booted is kept, so a second run goes on
 figure3: prerequisites
 	@$(PYTHON) -m figure3
+
+# opt-in, hours for many jobs: the same seed makes the same plan
+soak: prerequisites
+	@$(PYTHON) -m tests.soak --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
 
 deb: prerequisites man
 	@packaging/build_deb build/deb
