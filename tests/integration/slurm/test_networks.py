@@ -14,11 +14,13 @@ import pytest
 from demo import site
 from demo.cluster import Cluster
 from demo.layout import NODES
+from lrms_vm import network_rules as rules
 from tests.contract.test_network import Service, ip
 from tests.integration.slurm.conftest import Desk
 
 pytestmark = pytest.mark.guest
 
+BRIDGES = ("lrms_test0", "lrms_test1")
 OUTSIDE, NODE = "198.51.100.7", "198.51.100.1"  # RFC 5737
 SCRIPT = r"""
 cat >connect.py <<'END'
@@ -57,7 +59,7 @@ def networks(cluster: Cluster) -> Iterator[None]:
         path = cluster.layout.config(node)
         lines = [
             'networks_allowed = ["none", "nat"]',
-            f'nat_bridge = "lrms_test{number}"',
+            f'nat_bridge = "{BRIDGES[number]}"',
             f'nat_subnet = "10.208.{4 * number}.0/22"',
         ]
         path.write_text(path.read_text().replace("version = 1\n", "\n".join(["version = 1", *lines, ""]), 1))
@@ -120,17 +122,19 @@ def test_a_guest_goes_out_through_its_node_and_reaches_no_service_of_it(
     assert set(tried) == set(hosts.addresses)
     assert "REACHED" not in tried.values(), tried
     assert said[-1][:2] == ["as", "another"] and said[-1][2] in ("TimeoutError", "OSError"), job.output()
-    assert nothing_of_the_network() == []
+    assert nothing_of_the_network(job.job_id) == []
 
 
 def test_a_guest_that_is_not_to_have_a_network_has_none(desk: Desk, networks: None) -> None:
     job = desk.end(desk.sbatch("--mem=900", "--vm-image=minimal", script="ls /sys/class/net; ls /etc/resolv.conf\n"))
     assert desk.output(job).split()[0] == "lo", job.output()
-    assert nothing_of_the_network() == []
+    assert nothing_of_the_network(job.job_id) == []
 
 
-def nothing_of_the_network() -> list[str]:
-    """Bridges, interfaces and tables of guests that are still there."""
+def nothing_of_the_network(job_id: int) -> list[str]:
+    """What is still there of a job's guests, and the nodes' bridges."""
+    keys = [f"slurm-{job_id}.{node}" for node in NODES]
+    names = {*BRIDGES, *(name(key) for key in keys for name in (rules.port_of, rules.table_of))}
     links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout.split()
     tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout.split()
-    return [word for word in (*links, *tables) if word.startswith(("lrmsv", "lrms_"))]
+    return sorted(names & {*links, *tables})
