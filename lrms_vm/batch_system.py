@@ -48,9 +48,6 @@ class BatchSystem(Protocol):
     def started(self, allocation: Allocation, call: Call, config: Config) -> None:
         """The guest was started and its verdict written. Does not raise."""
 
-    def ended(self, job: Allocation, call: Call, config: Config) -> None:
-        """The guest was removed, nothing is left, and its history is written. Does not raise."""
-
     def node_name(self, call: Call) -> str | None:
         """This node's name in the batch system, where its environment says it."""
 

@@ -95,10 +95,6 @@ def started(allocation: Allocation, call: Call, config: Config) -> None:
     return None
 
 
-def ended(job: Allocation, call: Call, config: Config) -> None:
-    return None
-
-
 def node_name(call: Call) -> str | None:
     return None
 

@@ -74,10 +74,6 @@ def started(allocation: Allocation, call: Call, config: Config) -> None:
     return None
 
 
-def ended(job: Allocation, call: Call, config: Config) -> None:
-    return None
-
-
 def node_name(call: Call) -> str | None:
     return os.uname().nodename.partition(".")[0]
 

@@ -22,7 +22,6 @@ from lrms_vm.verdict import read_verdict
 
 NAME = "slurm"
 SCONTROL_TIMEOUT_S = 20.0
-COMMENT_TIMEOUT_S = 5.0  # of an epilogue: nothing is lost where the controller does not answer
 
 
 def call(words: Sequence[str]) -> Call:
@@ -124,7 +123,10 @@ def drain(node: str, why: str, environ: Mapping[str, str], config: Config) -> bo
 
 
 def started(allocation: Allocation, call: Call, config: Config) -> None:
-    """Leave the provenance on the job. Only accounting misses it where that fails; the log has it anyway."""
+    """Leave the provenance on the job. Only accounting misses it where that fails; the log has it anyway.
+
+    What the guest took cannot be added in the epilogue: Slurm refuses to change a job that has finished.
+    """
     if not config.slurm_admin_comment or not slurm.is_first_node(call.environ):
         return
     path = config.places.verdict(allocation.key)
@@ -135,18 +137,6 @@ def started(allocation: Allocation, call: Call, config: Config) -> None:
         annotate(argv, call.environ, log=config.places.job(allocation.key).run / "scontrol.log")
     except (LrmsVmError, OSError) as error:
         journal.say("warning", allocation.key, f"AdminComment not set: {error}")
-
-
-def ended(job: Allocation, call: Call, config: Config) -> None:
-    """What the guest took, added to its provenance on the job."""
-    history = teardown.read_history(config.places, job.key)
-    if not config.slurm_admin_comment or not slurm.is_first_node(call.environ) or not history.get("image"):
-        return
-    try:
-        text = provenance.line(job.key, job.user, history["image"], used=history.get("used"))
-        ask(slurm.comment_argv(config.scontrol, job.job_id, text), call.environ, timeout_s=COMMENT_TIMEOUT_S)
-    except LrmsVmError as error:
-        journal.say("warning", job.key, f"AdminComment not set: {error}")
 
 
 def node_name(call: Call) -> str | None:

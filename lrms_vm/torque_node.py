@@ -115,9 +115,6 @@ class TorqueNode:
     def started(self, allocation: Allocation, call: Call, config: Config) -> None:
         return None
 
-    def ended(self, job: Allocation, call: Call, config: Config) -> None:
-        return None
-
     def node_name(self, call: Call) -> str | None:
         return torque.node_name(socket.gethostname())
 

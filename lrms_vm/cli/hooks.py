@@ -225,7 +225,6 @@ def _epilogue(args: argparse.Namespace) -> int:
         print(f"lrms_vm: {job.key}: left behind: {why}", file=sys.stderr)
         found = NodeError(f"job {job.job_id}: {why}", code="leftovers")
         return _tell(batch, EPILOGUE, _sick(batch, config) or Outcome.LEFTOVERS, found, job, call, config)
-    batch.ended(job, call, config)
     journal.write("info", "removed", {"job": job.key})
     return batch.outcome(EPILOGUE, Outcome.READY, retries=0).exit_code
 
