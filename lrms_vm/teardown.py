@@ -103,6 +103,15 @@ def teardown(
     return leftovers
 
 
+def read_history(places: Places, key: str) -> dict[str, Any]:
+    """What was kept of an ended job; empty where nothing was."""
+    try:
+        values = json.loads((places.history / f"{key}.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> set[str]:
     """The keys of everything on this node that anybody's teardown would have to undo."""
     domains = hypervisor.names(deadline=deadline)
