@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lrms_vm import cgroup_paths
+from lrms_vm import cgroup_paths, provenance
 from lrms_vm.cgroup_paths import Group, Hierarchy, Setting, Usage
 from lrms_vm.request import Allocation
 
@@ -149,3 +149,9 @@ def test_the_user_is_told_of_memory_only_where_the_kernel_killed_for_it() -> Non
     assert "lack of memory" in own and "700 MiB" in own and "the job has" in own
     other = cgroup_paths.lost_to_memory(Usage(limit // 2, limit, 1.0, 1))
     assert "lack of memory" in other and "not at its own limit" in other
+
+
+def test_what_a_guest_took_ends_its_provenance_line() -> None:
+    used = Usage(231 << 20, 700 << 20, 8.04, 1).facts
+    said = provenance.line("slurm-7.n1", "alice", {"name": "a"}, used=used)
+    assert said.endswith(" code=accepted memory_peak_mib=231 memory_limit_mib=700 cpu_s=8.0 oom_kills=1")
