@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import cache, hooks, lists, prologues, tasks, trust, xen
+from bench import cache, hooks, lists, load, prologues, tasks, trust, xen
 from bench.images import Images
 from bench.measure import Result, table, write_results
 from demo import site
@@ -30,6 +30,8 @@ def main() -> int:
             results += tasks.measure(cluster)
         with step("start to payload, against qemu by hand"):
             results += prologues.start_to_payload(cluster)
+        with step("a node under load"):
+            results += load.measure(cluster)
         results += lists.measure()
         results += trust.measure(cluster.layout.images)
         results += cache.measure(cluster.layout.images)
