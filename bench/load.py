@@ -23,12 +23,12 @@ from lrms_vm import guest, teardown
 
 ONCE = Path(__file__).with_name("prologue_once.py")
 AT_ONCE = (1, 8, 32)
-GOAL_MB = 15.0
+GOAL_MIB = 15.0
 IDLE_S = 3.0
 
 
 def measure(cluster: Cluster) -> list[Result]:
-    return [*rates(cluster), memory(cluster)]
+    return [*rates(cluster), *memory(cluster)]
 
 
 def rates(cluster: Cluster) -> list[Result]:
@@ -44,7 +44,7 @@ def rates(cluster: Cluster) -> list[Result]:
     return results
 
 
-def memory(cluster: Cluster) -> Result:
+def memory(cluster: Cluster) -> list[Result]:
     """Of a guest that is up, with a payload that sleeps and its working directory shared: all that is not QEMU."""
     directory = cluster.layout.home(USER)
     job_id = cluster.client().sbatch(
@@ -64,11 +64,15 @@ def memory(cluster: Cluster) -> Result:
         cluster.client().cancel(job_id)
         cluster.wait_job(job_id, timeout_s=120)
         up.unlink(missing_ok=True)
-    parts = ", ".join(f"{name} {kib / 1024:.1f}" for name, kib in taken)
-    total = sum(kib for _, kib in taken) / 1024
-    return Result(
-        "memory-per-guest", total, "MiB", GOAL_MB, f"our processes on the host for an idle guest, PSS: {parts}"
-    )
+    of_guest = [(name, kib) for name, kib in taken if not name.startswith("python")]
+    payload = sum(kib for name, kib in taken if name.startswith("python")) / 1024
+    total = sum(kib for _, kib in of_guest) / 1024
+    parts = ", ".join(f"{name} {kib / 1024:.1f}" for name, kib in of_guest)
+    what = f"our processes on the host for an idle guest, PSS: {parts}"
+    return [
+        Result("memory-per-guest", total, "MiB", GOAL_MIB, what),
+        Result("memory-per-payload", payload, "MiB", GOAL_MIB, "and `exec` in the job's step, PSS"),
+    ]
 
 
 def of_job(key: str, job_dir: str) -> list[tuple[str, int]]:
