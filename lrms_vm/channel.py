@@ -18,7 +18,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrms_vm.errors import GuestLost, NodeError

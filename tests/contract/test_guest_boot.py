@@ -122,9 +122,9 @@ as 4711 4712; as 4713 4713
 def root_inside(seed: Path, **more: str) -> list[str]:
     for name, text in (GOOD | more).items():
         (seed / name).write_text(text.replace("/data", str(seed / "data")))
+    words = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"]
     done = subprocess.run(
-        ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"]
-        + ["sh", "-c", AS_ROOT, "sh", str(PROGRAM), str(seed), str(seed / "data")],
+        [*words, "sh", "-c", AS_ROOT, "sh", str(PROGRAM), str(seed), str(seed / "data")],
         capture_output=True,
         text=True,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
