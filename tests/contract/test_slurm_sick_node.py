@@ -103,7 +103,9 @@ def test_a_job_is_sent_back_and_one_that_cannot_be_is_not_held_against_the_node(
     act(Action.SEND_BACK, Controller(tmp_path, fails="requeue"))
 
 
-def test_a_health_check_without_a_configuration_fails_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_health_check_without_a_configuration_fails_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nobody knows then what the site wants Slurm to be told."""
     code = main(["--config", str(tmp_path / "absent.toml"), "health", "--lrms=slurm", "--node=n1"])
     assert code != 0
