@@ -21,9 +21,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lrms_vm.domain import NAME_PREFIX
-from lrms_vm.request import Allocation
+from lrms_vm.paths import NAME_PREFIX
+
+if TYPE_CHECKING:
+    from lrms_vm.request import Allocation
 
 WANTED = frozenset(("memory", "cpu", "cpuacct"))
 OWN_ROOT = "lrms_vm"

@@ -205,13 +205,6 @@ def remove(key: str, mountinfo: Path = MOUNTINFO) -> None:
                     break  # another job's
 
 
-def lost_to_memory(path: str) -> str:
-    """What a user is told of a guest whose memory is counted at `path`; "" where it is gone, or not killed for that."""
-    version = 2 if os.path.exists(f"{path}/memory.events") else 1
-    texts = {name: _read(path, name, absent="") for name in cgroup_paths.USAGE_FILES[version]}
-    return cgroup_paths.lost_to_memory(cgroup_paths.usage({name: text for name, text in texts.items() if text}))
-
-
 def _not_confined(key: str, error: NodeError) -> None:
     journal.say("warning", key, f"guest is NOT confined to its job: {error.code}: {error.message}")
 

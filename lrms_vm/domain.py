@@ -14,11 +14,11 @@ from lrms_vm.errors import ConfigError, RequestError
 from lrms_vm.image import VerifiedImage
 from lrms_vm.kernel_rules import SiteKernel
 from lrms_vm.network_rules import mac_of, port_of
+from lrms_vm.paths import NAME_PREFIX as NAME_PREFIX
 from lrms_vm.paths import JobPlaces
 from lrms_vm.request import Allocation, Request
 from lrms_vm.xml_check import Must, require
 
-NAME_PREFIX = "lrms_vm-"
 CHANNEL_NAME = "org.lrms_vm.channel.0"
 NO_IMAGE = "/nonexistent/verified-image"  # only a `VerifiedImage` can take its place
 MIN_MEMORY_MIB = 128  # a Debian guest with systemd does not come up in less

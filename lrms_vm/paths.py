@@ -36,6 +36,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+NAME_PREFIX = "lrms_vm-"  # of what carries a job's key where others have names too: domains, cgroups
+
+
 @dataclass(frozen=True)
 class Places:
     """The two roots of a node, and what hangs from them."""

@@ -63,7 +63,7 @@ def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> tuple[Verd
 
 def _exec(args: argparse.Namespace) -> int:
     gc.enable()  # a payload may run for days (__main__.py switched it off for the hooks)
-    from lrms_vm import environment, payload, starter
+    from lrms_vm import cgroup_paths, environment, payload, starter  # nothing later: files may be replaced meanwhile
     from lrms_vm.paths import JobPlaces
 
     _fill_standard_descriptors()
@@ -87,8 +87,9 @@ def _exec(args: argparse.Namespace) -> int:
             timing=args.timing,
         )
     except GuestLost:
-        if verdict.memory_cgroup:
-            say_if_lost_to_memory(verdict)
+        if why := cgroup_paths.lost_to_memory(cgroup_paths.usage(memory_texts(verdict.memory_cgroup))):
+            hint = "ask for more memory (--mem), or use less in the job"
+            raise GuestLost(why, hint=hint, code="guest-memory") from None
         print("lrms-vm: the end of the guest's console:", file=sys.stderr)
         for line in payload.console_tail(job.console):
             print(f"  | {line}", file=sys.stderr)
@@ -98,12 +99,17 @@ def _exec(args: argparse.Namespace) -> int:
     return result.exit_code if result.exit_code is not None else GuestLost.exit_code
 
 
-def say_if_lost_to_memory(verdict: Verdict) -> None:
-    """Raises `GuestLost` where the kernel's count says that memory is the reason."""
-    from lrms_vm import cgroups
-
-    if why := cgroups.lost_to_memory(verdict.memory_cgroup):
-        raise GuestLost(why, hint="ask for more memory (--mem), or use less in the job", code="guest-memory") from None
+def memory_texts(cgroup: str) -> dict[str, str]:
+    """What the kernel says of the guest's memory, by file name; empty where its group is gone, or it had none."""
+    texts = {}
+    for name in ("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control") + (
+        "memory.max", "memory.peak", "memory.events"
+    ):  # fmt: skip
+        try:
+            texts[name] = (Path(cgroup) / name).read_text() if cgroup else ""
+        except OSError:
+            continue
+    return texts
 
 
 def _fill_standard_descriptors() -> None:

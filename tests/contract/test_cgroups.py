@@ -16,9 +16,8 @@ from lrms_vm import cgroup_paths, cgroups
 from lrms_vm.cgroup_paths import Group
 from lrms_vm.cgroups import Confinement, Held
 from lrms_vm.cli import exec as exec_
-from lrms_vm.errors import GuestLost, NodeError
+from lrms_vm.errors import NodeError
 from lrms_vm.request import Allocation
-from lrms_vm.verdict import READY, Verdict
 
 JOB = str(4_000_000_000 + os.getpid())  # no real job's
 ALLOCATION = Allocation("slurm", JOB, "n1", 1001, 1001, "alice", "/work", cpus=1, memory_mib=64)
@@ -46,6 +45,11 @@ def python(made: list[subprocess.Popen[bytes]], text: str) -> subprocess.Popen[b
     return made[-1]
 
 
+def told(path: str) -> str:
+    """What the job's user is told of a guest that was lost."""
+    return cgroup_paths.lost_to_memory(cgroup_paths.usage(exec_.memory_texts(path)))
+
+
 def hold(allocation: Allocation = ALLOCATION, **arguments: object) -> Held:
     noted: list[str] = []
     held = Confinement(**arguments).hold(  # type: ignore[arg-type]
@@ -68,9 +72,9 @@ class TestThisKernel:
         used = cgroups.measure(KEY)
         assert (used.oom_kills, used.memory_limit_bytes) == (1, 64 << 20)
         assert used.cpu_s is not None and 0 < used.cpu_s < 5
-        assert "came to their limit, 64 MiB" in cgroups.lost_to_memory(held.memory_path)
+        assert "came to their limit, 64 MiB" in told(held.memory_path)
         cgroups.remove(KEY)
-        assert cgroups.lost_to_memory(held.memory_path) == ""
+        assert told(held.memory_path) == ""
 
     def test_it_gets_the_jobs_share_of_the_cpus(self, processes: list[subprocess.Popen[bytes]]) -> None:
         """Two that would take two cpus are given one."""
@@ -208,15 +212,11 @@ def test_without_cgroups_the_site_decides_and_is_told(tmp_path: Path, text: str)
     assert all("bounds memory and cpu" in why for _, why in noted)
 
 
-def test_exec_tells_of_memory_only_what_the_kernel_says(tmp_path: Path) -> None:
-    verdict = Verdict(READY, KEY, 1001, memory_cgroup=str(tmp_path))
+def test_exec_reads_what_the_kernel_says_of_the_guests_memory(tmp_path: Path) -> None:
     texts = {"memory.limit_in_bytes": "734003200", "memory.max_usage_in_bytes": "734003200"}
+    texts["memory.oom_control"] = "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
-    exec_.say_if_lost_to_memory(verdict)
-    (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
-    with pytest.raises(GuestLost, match="lack of memory: it and its hypervisor came to their limit, 700 MiB") as caught:
-        exec_.say_if_lost_to_memory(verdict)
-    assert (caught.value.code, caught.value.exit_code) == ("guest-memory", 70)
-    exec_.say_if_lost_to_memory(replace(verdict, memory_cgroup=str(tmp_path / "gone")))
+    assert exec_.memory_texts(str(tmp_path)) == texts
+    assert "came to their limit, 700 MiB" in told(str(tmp_path))
+    assert told(str(tmp_path / "gone")) == told("") == ""
