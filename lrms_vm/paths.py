@@ -35,7 +35,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 NAME_PREFIX = "lrms_vm-"  # of what carries a job's key where others have names too: domains, cgroups
 
 

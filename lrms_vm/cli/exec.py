@@ -14,6 +14,10 @@ from lrms_vm.verdict import REFUSED, Verdict, read_verdict
 
 STARTED_BY = ("slurm", "gridengine", "torque", "openpbs")
 MAX_VERDICT_BYTES = 1 << 20
+MEMORY_FILES = (
+    *("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control"),  # cgroup v1
+    *("memory.max", "memory.peak", "memory.events"),  # v2
+)
 MAX_ENVIRONMENT_BYTES = 16 << 20
 
 
@@ -102,9 +106,7 @@ def _exec(args: argparse.Namespace) -> int:
 def memory_texts(cgroup: str) -> dict[str, str]:
     """What the kernel says of the guest's memory, by file name; empty where its group is gone, or it had none."""
     texts = {}
-    for name in ("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control") + (
-        "memory.max", "memory.peak", "memory.events"
-    ):  # fmt: skip
+    for name in MEMORY_FILES:
         try:
             texts[name] = (Path(cgroup) / name).read_text() if cgroup else ""
         except OSError:
