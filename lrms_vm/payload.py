@@ -87,7 +87,7 @@ def run(
     signals = Signals()
     signals.block()
     came_at = time.time()
-    wait_until_ready(user, signals, deadline=booting_since + verdict.boot_timeout_s + ATTACH_SLACK_S)
+    wait_until_ready(user, signals, timeout_s=patience_s(verdict.boot_timeout_s, came_at - booting_since))
     tty = os.isatty(0) and os.isatty(1)
     task = _Task(user, signals, identifier="t" + os.urandom(8).hex(), tty=tty)
     words = [os.fsencode(word) for word in argv]
@@ -117,10 +117,20 @@ def run(
     return result
 
 
-def wait_until_ready(user: UserPlaces, signals: Signals, *, deadline: float) -> None:
+def patience_s(boot_timeout_s: float, boots_for_s: float) -> float:
+    """How long to wait for attach's word. The clock may have been set since the boot began: it shortens the wait, but
+    never below what a word needs that is on its way, nor does it lengthen it.
+
+    >>> patience_s(300, 100), patience_s(300, 86400), patience_s(300, -86400)
+    (230, 30, 330)
+    """
+    return min(max(boot_timeout_s - boots_for_s, 0), boot_timeout_s) + ATTACH_SLACK_S
+
+
+def wait_until_ready(user: UserPlaces, signals: Signals, *, timeout_s: float) -> None:
     """Until attach says that the guest is up. A signal that ends a program ends us; others wait for the payload.
 
-    `deadline` is a time.time() value. Raises `GuestLost`.
+    By the clock that nobody sets. Raises `GuestLost`.
     """
     started, told_at = time.monotonic(), 0.0
     while not user.ready.exists():
@@ -128,7 +138,7 @@ def wait_until_ready(user: UserPlaces, signals: Signals, *, deadline: float) -> 
             raise _failure(user.failed)
         if not user.root.exists():
             raise GuestLost("the guest was removed before it was up", code="guest-gone")
-        if time.time() > deadline:
+        if time.monotonic() - started > timeout_s:
             raise GuestLost("the guest never came up", hint="the end of its console is above", code="guest-silent")
         waited = time.monotonic() - started
         if waited >= (told_at + NEXT_WORD_AFTER_S if told_at else FIRST_WORD_AFTER_S):

@@ -14,23 +14,17 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
+from lrms_vm.lrms import gridengine, openpbs, torque
 from lrms_vm.lrms.base import Command
 
 
 def command_of(lrms: str, words: Sequence[str], environ: Mapping[str, str], *, script: bool) -> Command:
     """The payload. Raises `UsageError` where there is none."""
-    # only the one that is asked for: what is loaded stays in memory as long as the payload runs
-    if lrms == "gridengine":
-        from lrms_vm.lrms import gridengine
-
+    if lrms == gridengine.NAME:
         return gridengine.command(words, environ)
-    if lrms == "torque":
-        from lrms_vm.lrms import torque
-
+    if lrms == torque.NAME:
         return torque.command(words, environ, _line(words))
-    if lrms == "openpbs":
-        from lrms_vm.lrms import openpbs
-
+    if lrms == openpbs.NAME:
         return openpbs.command(words, environ, _line(words))
     return Command(tuple(words), script_at=0 if script else None)
 
@@ -39,9 +33,7 @@ def _line(words: Sequence[str]) -> bytes | None:
     """What a pipe on stdin tells a shell that was started with nothing else. The payload's stdin is empty then."""
     if len(words) != 1 or not stat.S_ISFIFO(os.fstat(0).st_mode):
         return None
-    from lrms_vm.lrms.torque import MAX_LINE
-
     line = b""
-    while len(line) <= MAX_LINE and (part := os.read(0, 1 << 16)):
+    while len(line) <= torque.MAX_LINE and (part := os.read(0, 1 << 16)):
         line += part
     return line

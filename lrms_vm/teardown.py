@@ -40,10 +40,13 @@ class Leftover:
 @contextlib.contextmanager
 def locked(places: Places, key: str, *, deadline: float) -> Iterator[None]:
     """One prologue, epilogue or reap per job at a time on this node. Raises `NodeError` past the deadline."""
-    places.job_locks.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = places.job_locks / f"{key}.lock"
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise NodeError(f"{path}: cannot make: {error.strerror}", code="state-unwritable") from error
         if _try_lock(fd, path):
             break
         os.close(fd)
@@ -90,11 +93,20 @@ def teardown(
 
     undo("verdict", str(places.verdict(key)), lambda: _remove_file(places.verdict(key)))
     undo("attach", key, lambda: end_attach(key, deadline=deadline))
-    undo("domain", NAME_PREFIX + key, lambda: hypervisor.destroy(NAME_PREFIX + key, deadline=deadline))
+
+    def destroy() -> None:
+        hypervisor.destroy(NAME_PREFIX + key, deadline=deadline)
+
+    undo("domain", NAME_PREFIX + key, destroy)
     if any(leftover.what == "domain" for leftover in leftovers):
         return leftovers  # its disks and its record stay while the guest may: the next teardown needs them
     undo("network", key, lambda: _unplug(places, key, deadline))
     undo("disks", str(job.disk), lambda: _remove_tree(job.disk))
+    if "domain" in noted.steps and not noted.complete:
+        # A daemon that hung may take the prologue's create after our destroy. From here on it would find no disks.
+        undo("domain", NAME_PREFIX + key, destroy)
+        if any(leftover.what == "domain" for leftover in leftovers):
+            return leftovers
     undo("lease", key, lambda: cache.release(places, key))
     if noted.steps:
         undo("history", key, lambda: _write_history(places, key, job, noted, (time.monotonic() - started) * 1e3))
@@ -199,7 +211,10 @@ def _remove_tree(path: Path) -> None:
 
 
 def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted, teardown_ms: float) -> None:
-    """Keep the job's phases, provenance and what its guest took; the newest `KEEP_HISTORY` of them."""
+    """Keep the job's phases, provenance and what its guest took; the newest `KEEP_HISTORY` of them.
+
+    Where that cannot be written, the log has it, and nothing is left behind: the node serves on.
+    """
     from lrms_vm import counters  # a prologue needs none
 
     begin, verified = noted.steps.get("begin", {}), noted.steps.get("verified", {})
@@ -222,14 +237,27 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
     if history["image"]:
         words = provenance.words(key, str(begin.get("user", "")), history["image"], used=history["used"])
         journal.write("info", "ended", words)
-    places.history.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = places.history / f"{key}.json"
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(history))
-    fresh.replace(path)
-    counters.job_ended(places, history)
-    for old in sorted(_entries(places.history), key=lambda entry: entry.stat().st_mtime)[:-KEEP_HISTORY]:
-        old.unlink(missing_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(history))
+        fresh.replace(path)
+        counters.job_ended(places, history)
+        for old in sorted(_entries(path.parent), key=_changed_at)[:-KEEP_HISTORY]:
+            old.unlink(missing_ok=True)
+    except (LrmsVmError, OSError) as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        journal.say("warning", key, f"{path}: not kept: {error}")
+
+
+def _changed_at(path: Path) -> float:
+    """time.time() of its last change; the end of time for what another epilogue has just taken away."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return float("inf")
 
 
 def _user_times_ms(path: Path, *, uid: int) -> dict[str, float]:

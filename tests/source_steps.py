@@ -22,10 +22,10 @@ def noted() -> set[str]:
 
 
 def undone() -> list[str]:
-    """The first argument of every `undo(...)` of teardown.py, in its order."""
+    """The first argument of every `undo(...)` of teardown.py, in its order; what is undone twice is named once."""
     path = SOURCE / "teardown.py"
     calls = [call for call in _calls(path) if isinstance(call.func, ast.Name) and call.func.id == "undo"]
-    return [_literal(call, path) for call in sorted(calls, key=lambda call: call.lineno)]
+    return list(dict.fromkeys(_literal(call, path) for call in sorted(calls, key=lambda call: call.lineno)))
 
 
 def _calls(path: Path) -> Iterator[ast.Call]:
