@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from lrms_vm import kernel_rules
-from lrms_vm.config import Kernel, parse
+from lrms_vm import domain, kernel_rules
+from lrms_vm.config import Config, Kernel, parse
 from lrms_vm.errors import ConfigError
+from tests.unit.test_domain import describe, rendered
 
 DIRECT = Kernel("k", "/boot/vmlinuz", "/boot/initrd", "0" * 64, "0" * 64)
 GRUB = Kernel("k", "/usr/lib/grub-xen/grub-x86_64-xen.bin", vmlinuz_sha256="0" * 64, boot="guest")
@@ -95,3 +96,59 @@ def test_the_configuration_is_refused(lines: str, word: str) -> None:
     with pytest.raises(ConfigError, match="t: ") as caught:
         parsed(lines)
     assert word in str(caught.value)
+
+
+XEN = Config(hypervisor="xen", kernel="k")
+CASES = {
+    "pv": DIRECT,
+    "pvh": replace(DIRECT, guest="pvh"),
+    "hvm": replace(DIRECT, guest="hvm"),
+    "pvgrub": GRUB,
+    "firmware": replace(FROM_DISK, guest="hvm"),
+    "pygrub": PYGRUB,
+}
+
+
+def described(name: str) -> domain.Domain:
+    config = replace(XEN, kernels={"k": CASES[name]}, pygrub="restricted", pygrub_uid=64000)
+    return describe(config=config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_described_is_rendered_and_no_other_passes_for_it(name: str) -> None:
+    made = described(name)
+    text = rendered(made)
+    domain.compare(made, text)
+    for other in CASES.keys() - {name}:
+        with pytest.raises(ConfigError) as caught:
+            domain.compare(made, rendered(described(other)))
+        assert caught.value.code == "template-differs"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--runas=64000", "--runas=0"),
+        ("<bootloader_args>--runas=64000</bootloader_args>", ""),
+        ("/usr/lib/xen-4.17/bin/pygrub", "/tmp/pygrub"),
+    ],
+)
+def test_a_template_cannot_take_pygrubs_restriction_away(old: str, new: str) -> None:
+    made = described("pygrub")
+    text = rendered(made)
+    assert old in text
+    with pytest.raises(ConfigError):
+        domain.compare(made, text.replace(old, new))
+
+
+def test_a_template_cannot_bring_a_boot_loader_of_its_own() -> None:
+    made = described("pv")
+    text = rendered(made).replace("  <os>", "  <bootloader>/usr/lib/xen-4.17/bin/pygrub</bootloader>\n  <os>")
+    with pytest.raises(ConfigError):
+        domain.compare(made, text)
+
+
+def test_a_kernel_that_does_not_fit_is_the_sites_fault_also_where_only_render_says_the_hypervisor() -> None:
+    with pytest.raises(ConfigError) as caught:
+        describe(config=replace(XEN, hypervisor="kvm", kernels={"k": replace(DIRECT, guest="pv")}))
+    assert caught.value.code == "kernel-unfit"
