@@ -23,6 +23,8 @@ from lrms_vm.paths import JobPlaces, Places
 
 KEEP_HISTORY = 1000
 MAX_USER_FILE_BYTES = 1 << 16
+PF_KTHREAD = 0x00200000  # include/linux/sched.h
+EXEC_LOOKS = 100
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,30 @@ def attach_processes(key: str) -> set[int]:
         if not entry.name.isdigit():
             continue
         try:
-            environment = Path(entry.path, "environ").read_bytes()
-            state = Path(entry.path, "stat").read_bytes().rpartition(b")")[2].split()[0]
+            if mark in _environment(Path(entry.path)).split(b"\0") and _lives(Path(entry.path)):
+                found.add(int(entry.name))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # ended while we looked, or a kernel thread
-        if mark in environment.split(b"\0") and state not in (b"Z", b"X"):
-            found.add(int(entry.name))
     return found
+
+
+def _environment(process: Path) -> bytes:
+    """What a process was started with. In the middle of an execve(2) it has neither words nor variables (1 look in 20
+    met one that did nothing else): then it is looked at again."""
+    for _ in range(EXEC_LOOKS):
+        environment = (process / "environ").read_bytes()
+        if environment or not _lives(process):
+            return environment
+        if (process / "cmdline").read_bytes():
+            return (process / "environ").read_bytes()  # both are there at once
+        time.sleep(0.001)
+    return b""
+
+
+def _lives(process: Path) -> bool:
+    """Neither ended nor a kernel thread: proc(5) stat, 3 and 9."""
+    fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
+    return fields[0] not in (b"Z", b"X") and not int(fields[6]) & PF_KTHREAD
 
 
 def _try_lock(fd: int, path: Path) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from lrms_vm import record, teardown
+from lrms_vm import channel, record, teardown
 from lrms_vm.errors import NodeError
 from tests import node_in_directory
 from tests.node_in_directory import VARIANTS, Site
@@ -161,6 +162,19 @@ def test_a_create_that_overtakes_the_teardown_leaves_no_guest(site: Site) -> Non
     assert site.teardown() == []
     assert site.hypervisor.names(deadline=0) == []
     assert site.left() == []
+
+
+def test_a_process_in_the_middle_of_its_exec_is_found() -> None:
+    """For a moment the kernel shows neither its words nor its variables; a guest's ssh would stay behind."""
+    key, again = f"exec-1.n{os.getpid()}", 'exec "$0" -c "$1" "$0" "$1"'
+    process = subprocess.Popen(["/bin/sh", "-c", again, "/bin/sh", again], env={channel.KEY_VARIABLE: key})
+    try:
+        looks = [teardown.attach_processes(key) for _ in range(100)]
+    finally:
+        process.kill()
+        process.wait()
+    assert looks.count({process.pid}) == 100
+    assert teardown.attach_processes(key) == set()
 
 
 def test_the_lock_s_holder_is_waited_for_and_not_for_ever(site: Site) -> None:
