@@ -190,6 +190,10 @@ class Soak:
         return found
 
 
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
@@ -237,12 +241,17 @@ def main(words: list[str]) -> int:
     cluster = Cluster(default_base())
     site.bring_up(cluster, ["minimal"])
     soak, start = Soak(cluster, plan(args.jobs, seed)), time.monotonic()
+    left: list[str] = []
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
         soak.run()
         until, left = time.monotonic() + 60, soak.left()
         while left and time.monotonic() < until:
             time.sleep(1)
             left = soak.left()
+    except KeyboardInterrupt:
+        say("interrupted: what had ended by now")
+        print(table(soak.ended), flush=True)
     finally:
         stayed = cluster.stop()
     wrong = [run for run in soak.ended if run.wrong]
