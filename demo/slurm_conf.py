@@ -42,6 +42,7 @@ BEHAVIOUR = (
     "SchedulerType=sched/backfill",
     "SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,nohold_on_prolog_fail",
     "PrologFlags=Alloc,DeferBatch",
+    "BatchStartTimeout=600",
     "JobRequeue=1",
     "ReturnToService=2",
     "InactiveLimit=0",

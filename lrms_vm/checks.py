@@ -193,6 +193,18 @@ def _slurm(config: Config) -> Iterator[Finding]:
     for key, wanted in (("Prolog", "/"), ("Epilog", "/"), ("PrologFlags", "Alloc")):
         found = settings.get(key, settings.get(f"{key}[0]", "(null)"))
         yield _answer(f"slurm.conf {key}", wanted in found, found, "see `lrms-vm install --lrms=slurm`")
+    yield batch_start(settings.get("BatchStartTimeout", ""), config.prologue_timeout_s)
+
+
+def batch_start(found: str, prologue_timeout_s: float) -> Finding:
+    """Whether slurmctld waits for a batch script as long as a prologue may take. `found`: as scontrol shows it.
+
+    When a node registers while its prologue runs, a job older than this is taken for lost and requeued (slurm.conf(5)).
+    """
+    number = found.partition(" ")[0]
+    enough = number.isascii() and number.isdigit() and int(number) >= prologue_timeout_s
+    remedy = f"BatchStartTimeout={prologue_timeout_s:.0f} or more, or jobs are requeued while their image is fetched"
+    return _answer("slurm.conf BatchStartTimeout", enough, found or "(null)", remedy)
 
 
 def _confinement(config: Config) -> Iterator[Finding]:

@@ -165,6 +165,7 @@ def slurm_conf_lines(targets: SlurmTargets) -> tuple[str, ...]:
         f"Prolog={targets.prolog}",
         f"Epilog={targets.epilog}",
         "PrologFlags=Alloc,DeferBatch",
+        "BatchStartTimeout=900    # at least prologue_timeout_s of lrms_vm.toml",
         "SchedulerParameters=nohold_on_prolog_fail    # added to what is there",
     )
 
