@@ -38,6 +38,7 @@ def node_files(layout: XenLayout) -> Files:
     put("etc/hostname", f"{NODE}\n")
     put("etc/hosts", f"127.0.0.1 localhost\n{HOST_ADDRESS} {host_name()}\n{NODE_ADDRESS} {NODE}\n")
     put("etc/fstab", "")
+    put("etc/resolv.conf", f"nameserver {HOST_ADDRESS}\n")  # nobody answers there: nothing here asks
     put("etc/systemd/system/machine.service", xen_conf.NETWORK_UNIT)
     put("etc/lrms_vm/shared", "".join(f"{tag} {place}\n" for tag, place in shared_directories(layout).items()))
     put("root/.ssh/authorized_keys", layout.key.with_suffix(".pub").read_bytes(), 0o600)

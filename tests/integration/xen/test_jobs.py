@@ -45,7 +45,9 @@ def batch(cluster: XenCluster, before: frozenset[str]) -> Iterator[Batch]:
     for path in (jets, *jets.iterdir()):
         os.chown(path, user.uid, user.gid)
     script = (jets / "job.sh").read_text().partition("\n")[2]
-    batch.ids["jets"] = desk.sbatch(*SMALL, IMAGE, f"--chdir={jets}", script=f"set -- {EVENTS}\n{script}")
+    # one way into the guest each: over its network, and over its second console
+    network = "--vm-network=nat"
+    batch.ids["jets"] = desk.sbatch(*(*SMALL, IMAGE, network, f"--chdir={jets}"), script=f"set -- {EVENTS}\n{script}")
     batch.ids["codes"] = desk.sbatch(
         *(*SMALL, IMAGE, f"--error={desk.directory}/codes.err"),
         script=WHERE
