@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,6 +125,10 @@ def by_cgroups(cluster: Cluster) -> Iterator[Cluster]:
         with other:
             yield other
     finally:
+        for root in Path("/sys/fs/cgroup").glob("*/slurm_n[12]"):  # Slurm's daemons leave theirs
+            for path, _, _ in os.walk(root, topdown=False):
+                with suppress(OSError):
+                    os.rmdir(path)
         cluster.start()
 
 
