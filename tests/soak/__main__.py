@@ -43,7 +43,7 @@ class Run:
     job_id: int
     since: float
     running_since: float = 0.0
-    told: str = "not injected"  # when the fault came
+    told: str = ""  # when the fault came; empty: not at all, or not yet
     info: JobInfo | None = None
     wrong: str = ""
     threads: list[threading.Thread] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Soak:
             run.wrong = f"still {info.state} ({info.reason}) after {JOB_TIMEOUT_S} s"
             self.cluster.client("root").cancel(run.job_id)
             run.since = now
-        elif run.told == "not injected":
+        elif not run.told:
             self.inject(run, info)
         if info.ended:
             for thread in run.threads:
