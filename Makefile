@@ -37,6 +37,7 @@ demo-stop: $(STAMPS)/venv
 
 clean-demo: $(STAMPS)/venv
 	@$(PYTHON) -m demo.gridengine stop
+	@$(PYTHON) -m demo.xen_cluster remove
 	@$(PYTHON) -m demo.cluster remove
 
 xen-node: prerequisites

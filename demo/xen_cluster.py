@@ -5,13 +5,14 @@
         print(cluster.wait_job(job_id, timeout_s=300).output())
 
 Own ports, state, munge key and lock: the demo's cluster may run beside it. Uses the demo's images, users and
-certificates. Also a command: `python -m demo.xen_cluster start|stop|status`, or `... run COMMAND` in dom0.
+certificates. Also a command: `python -m demo.xen_cluster start|stop|status|remove`, or `... run COMMAND` in dom0.
 """
 
 from __future__ import annotations
 
 import secrets
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -159,6 +160,15 @@ class XenCluster:
         return []
 
 
+def remove(cluster: XenCluster) -> None:
+    """Stop everything and remove all of it; images, users and certificates are the demo's. Raises `DemoError`."""
+    if not cluster.layout.etc.exists():
+        return
+    if left := cluster.stop():
+        raise DemoError("not removed, because of " + "; ".join(left))
+    shutil.rmtree(cluster.layout.base)
+
+
 def _make_munge_key(layout: XenLayout) -> None:
     munge = layout.munge_socket.parent
     munge.mkdir(mode=0o755, exist_ok=True)
@@ -184,6 +194,8 @@ def main(words: list[str]) -> int:
             for line in (left := cluster.stop()):
                 print(f"left: {line}", file=sys.stderr)
             return 1 if left else 0
+        elif verb == "remove":
+            remove(cluster)
         elif verb == "status":
             for daemon in (*cluster.daemons(), cluster.node.daemon):
                 print(f"{daemon.name}: {daemon.pid or 'not running'}")
@@ -193,7 +205,7 @@ def main(words: list[str]) -> int:
             sys.stderr.write(done.stderr.decode("utf-8", "replace"))
             return done.returncode
         else:
-            print("usage: python -m demo.xen_cluster start|stop|status|run COMMAND", file=sys.stderr)
+            print("usage: python -m demo.xen_cluster start|stop|status|remove|run COMMAND", file=sys.stderr)
             return 64
     except DemoError as error:
         print(f"xen node: {error}", file=sys.stderr)
