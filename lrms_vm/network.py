@@ -27,6 +27,8 @@ from lrms_vm.paths import Places
 
 NFT = "/usr/sbin/nft"
 IP = "/usr/sbin/ip"
+XENSTORE_RM = "/usr/bin/xenstore-rm"
+DOM0 = Path("/proc/xen/capabilities")
 SYSCTL = Path("/proc/sys/net")
 RESOLV_CONF = Path("/etc/resolv.conf")
 NETWORKS = Path("/sys/class/net")
@@ -79,6 +81,7 @@ def unplug(places: Places, key: str, *, deadline: float) -> None:
         return
     with _locked(places, deadline):
         _nft(rules.gone(key), deadline)
+        _forget_in_xenstore(rules.port_of(key), deadline)
         bridge = _read(marker).get("nat_bridge", "")
         others = [facts for path, facts in _markers(places) if path != marker]
         if bridge and not any("address" in facts for facts in others):
@@ -86,6 +89,15 @@ def unplug(places: Places, key: str, *, deadline: float) -> None:
         if bridge and not others:
             _nft(rules.node_gone(bridge), deadline)
         marker.unlink(missing_ok=True)
+
+
+def _forget_in_xenstore(port: str, deadline: float) -> None:
+    """Xen's script takes domain and device from an interface's name, vifN.M: of ours it makes a path nobody removes.
+
+    /etc/xen/scripts/xen-network-common.sh, set_mtu (4.17). xenstore-rm is content where there is nothing.
+    """
+    if DOM0.exists():
+        run([XENSTORE_RM, f"/local/domain/{port}"], timeout_s=remaining_s(deadline))
 
 
 def _address(places: Places, key: str, subnet: IPv4Network) -> Address:
