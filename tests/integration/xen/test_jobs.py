@@ -20,7 +20,7 @@ from tests.integration.xen.conftest import Desk, make_desk
 SMALL = ("--mem=1000", "--time=20")
 IMAGE = "--vm-image=hep-jets"
 WHERE = "test -d /run/lrms_vm/tasks && echo in the guest || echo ON THE HOST\n"
-EVENTS = 10  # of the hundred that the example makes: a guest in an emulated machine is slow
+EVENTS = 4  # of the hundred that the example makes: a guest in an emulated machine is slow
 
 
 @dataclass
