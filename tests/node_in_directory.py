@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lrms_vm import cache, cgroups, lifecycle, teardown
+from lrms_vm import cache, cgroups, lifecycle, network, teardown
 from lrms_vm import config as configuration
 from lrms_vm.cgroups import Confinement
 from lrms_vm.errors import NodeError
@@ -231,6 +231,7 @@ class Site:
             self.hypervisor.destroy(name, deadline=0)
         for key in self.keys():
             cgroups.remove(key)
+            network.unplug(self.config.places, key, deadline=time.monotonic() + 20)
         shutil.rmtree(self.config.places.run_dir, ignore_errors=True)
 
     def keys(self) -> set[str]:
