@@ -5,6 +5,7 @@ What a batch system or its library cannot carry exactly is refused here, never m
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -89,7 +90,7 @@ class JobDescription:
             if match is None or match[1] not in SYSTEMS:
                 raise _refused("custom_attributes", key, f"SYSTEM.OPTION, SYSTEM one of {', '.join(SYSTEMS)}")
         for text in (*self.environment.values(), *self.custom_attributes.values()):
-            _no_nul("environment or custom_attributes", text)
+            _require_text("environment or custom_attributes", text)
         parse_options(self)
 
     def attributes(self, system: str) -> dict[str, str]:
@@ -139,7 +140,7 @@ def _check_command(job: JobDescription) -> None:
     if isinstance(job.arguments, str):
         raise UsageError("arguments: one text, expected a list of texts", code="description-unreadable")
     for text in (job.executable, *job.arguments):
-        _no_nul("command", text)
+        _require_text("command", text)
     if not job.executable or job.executable.startswith("-"):
         raise _refused("executable", job.executable, "a program's name or path, not beginning with '-'")
 
@@ -166,9 +167,15 @@ def _check_words(job: JobDescription) -> None:
             raise _refused(f"resources.{f.name}", str(number), "1 or more")
 
 
-def _no_nul(where: str, text: str) -> None:
+def _require_text(where: str, text: str) -> None:
     if "\0" in text:
         raise UsageError(f"{where}: a NUL byte, which no program can be given", code="description-unreadable")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where}: {text[:60]!r} is no text ({error.reason})", code="description-unreadable"
+        ) from error
 
 
 def _refused(where: str, text: str, expected: str) -> UsageError:

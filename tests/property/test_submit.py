@@ -14,9 +14,10 @@ from lrms_vm.submit import gridengine, pbs, slurm
 from lrms_vm.submit.carry import comment
 from lrms_vm.submit.job_script import program, script
 
-argument = st.text(st.characters(exclude_characters="\0"), max_size=20) | st.binary(max_size=12).map(
-    lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape")
-)
+# What a program can be given: no NUL, and no half of a surrogate pair but for a byte that is no UTF-8 (PEP 383).
+argument = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20) | st.binary(
+    max_size=12
+).map(lambda data: data.replace(b"\0", b"").decode("utf-8", "surrogateescape"))
 word = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,20}", fullmatch=True)
 
 

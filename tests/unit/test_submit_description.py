@@ -21,6 +21,7 @@ from lrms_vm.submit.words import clock, path
         {"executable": "-x"},
         {"executable": "a\0b"},
         {"arguments": ("a\0",)},
+        {"arguments": ("\ud800",)},
         {"arguments": "one text"},
         {"environment": {"A-B": "x"}},
         {"environment": {"LRMS_VM_IMAGE": "x"}},
