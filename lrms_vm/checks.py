@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lrms_vm import command
 from lrms_vm.config import Config
-from lrms_vm.errors import LrmsVmError
+from lrms_vm.errors import LrmsVmError, SiteError
 from lrms_vm.file_systems import kind_of, on_network
 from lrms_vm.finding import Finding
 from lrms_vm.finding import answer as _answer
@@ -252,7 +252,14 @@ def _slurm_node(config: Config) -> Iterator[Finding]:
     from lrms_vm.lrms import slurm
 
     name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
-    node = slurm_node.look_at_node(name, os.environ, config)
+    try:
+        node = slurm_node.look_at_node(name, os.environ, config)
+    except SiteError as error:
+        if f"Node {name} not found" not in error.message:  # scontrol(1)
+            raise
+        remedy = "where its NodeName is not the host's name: SLURMD_NODENAME=NAME lrms-vm doctor"
+        yield Finding("slurm node", False, f"Slurm knows no node {name}", remedy)
+        return
     ours = slurm.vm_features(config.hypervisor)
     others = [word for word in node.available if word.startswith("vm_") and word not in ours]
     off = [word for word in ours if word in node.available and word not in node.active]

@@ -14,6 +14,7 @@ import pytest
 
 from demo import hypervisor
 from demo.cluster import Cluster
+from demo.layout import NODES
 from demo.programs import Daemon, wait_until
 from tests.integration.slurm.conftest import Desk
 
@@ -78,3 +79,5 @@ def test_a_controller_that_is_away_when_the_job_ends_learns_of_it_later(desk: De
     time.sleep(5)  # the payload ends, and its end cannot be told
     controller.start()
     as_if_nothing_had_been(desk, job_id)
+    for node in NODES:  # until a slurmd has spoken to it, a new slurmctld calls its node UNKNOWN
+        wait_until(f"{node} is idle", lambda node=node: desk.cluster.node_state(node)[0] == "IDLE", timeout_s=120)

@@ -79,10 +79,16 @@ def test_a_refusal_has_its_exit_code_and_one_sentence(desk: Desk) -> None:
 
 
 def test_doctor_finds_this_node_ready(desk: Desk) -> None:
-    done = run(desk, command(desk, "doctor", "--json"))
-    findings = json.loads(done.stdout)
-    wrong = [finding for finding in findings if not finding["ok"]]
+    words = command(desk, "doctor", "--json")
+    done = desk.cluster.client("root").call(words, timeout_s=BOOT_S, env={"SLURMD_NODENAME": "n1"})
+    wrong = [finding for finding in json.loads(done.stdout) if not finding["ok"]]
     assert (done.returncode, wrong) == (0, [])
+
+
+def test_doctor_on_a_host_that_slurm_calls_otherwise_says_how_to_ask(desk: Desk) -> None:
+    done = run(desk, command(desk, "doctor"))
+    assert done.returncode == 69
+    assert "Slurm knows no node" in done.stdout.decode() and "SLURMD_NODENAME=NAME" in done.stdout.decode()
 
 
 def test_images_verify_as_the_site_would(desk: Desk) -> None:
