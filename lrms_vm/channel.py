@@ -31,6 +31,7 @@ HOST = "guest"  # the alias in ssh_config and known_hosts
 GUEST_PROGRAM = "/run/lrms_vm/guest"
 GUEST_TASKS = "/run/lrms_vm/tasks"
 TCP = "tcp:"
+SILENT_S, TCP_SILENT_S = 120, 45
 KEY_VARIABLE = "LRMS_VM_KEY"  # marks every process that connects a job to its guest, for the epilogue
 HELLO_EVERY_S = 1.0
 RETRY_S = 0.2
@@ -47,11 +48,17 @@ def environment(key: str | None) -> dict[str, str]:
 
 
 def ssh_config(
-    user: UserPlaces, user_name: str, *, place: str | None = None, proxy: Sequence[str] | None = None
+    user: UserPlaces,
+    user_name: str,
+    *,
+    place: str | None = None,
+    proxy: Sequence[str] | None = None,
+    silent_s: int = SILENT_S,
 ) -> str:
     """The text of the job's ssh_config(5): pinned host key, one key, nothing from the user's or the site's own files.
 
     `place`: where the guest answers, see above; by default the job's channel socket. `proxy`: another ProxyCommand.
+    `silent_s`: a guest that says nothing for so long is lost.
     """
     place = place or str(user.root.with_name("channel.sock"))
     command = proxy or (sys.executable, "-I", "-m", "lrms_vm.channel", place)
@@ -74,11 +81,11 @@ def ssh_config(
         "ControlMaster": "no",
         "ProxyCommand": shlex.join(command).replace("%", "%%"),
         "ProxyUseFdpass": "yes",
-        # A guest that hangs is lost after two minutes; one that dies, at once. Asked every second because now and then
+        # A guest that hangs is lost after `silent_s`; one that dies, at once. Asked every second because now and then
         # (1 session in 250 was measured) bytes wait unnoticed at the guest's end of the port until the next ones come.
         "ServerAliveInterval": "1",
         # An address says nothing when its guest is gone, as a socket of the hypervisor does.
-        "ServerAliveCountMax": "45" if place.startswith(TCP) else "120",
+        "ServerAliveCountMax": str(min(silent_s, TCP_SILENT_S) if place.startswith(TCP) else silent_s),
         "ForwardAgent": "no",
         "ForwardX11": "no",
         "PermitLocalCommand": "no",

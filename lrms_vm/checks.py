@@ -29,7 +29,7 @@ PROGRAMS |= {"setpriv": "util-linux", "prlimit": "util-linux"}
 
 def all_findings(config: Config) -> Iterator[Finding]:
     """Ask everything; a question that cannot be asked is itself a finding."""
-    return _findings(config, (*_OF_THE_NODE, _policy, _images, _lists, _sandbox, _slurm, _slurm_node))
+    return _findings(config, (*_OF_THE_NODE, _policy, _images, _lists, _sandbox, _installed, _slurm, _slurm_node))
 
 
 def node_findings(config: Config) -> Iterator[Finding]:
@@ -194,6 +194,12 @@ def _slurm(config: Config) -> Iterator[Finding]:
         found = settings.get(key, settings.get(f"{key}[0]", "(null)"))
         yield _answer(f"slurm.conf {key}", wanted in found, found, "see `lrms-vm install --lrms=slurm`")
     yield batch_start(settings.get("BatchStartTimeout", ""), config.prologue_timeout_s)
+
+
+def _installed(config: Config) -> Iterator[Finding]:
+    from lrms_vm import installed_from
+
+    return installed_from.findings(config)
 
 
 def batch_start(found: str, prologue_timeout_s: float) -> Finding:

@@ -29,9 +29,9 @@ from typing import Protocol
 import lrms_vm
 from lrms_vm import command, installed
 from lrms_vm.errors import ConfigError, NodeError, UsageError
+from lrms_vm.installed_from import SOURCES
 from lrms_vm.lrms.slurm import vm_features
 
-SOURCES = Path(__file__).parent / "sources"  # in a checkout: links to spank/, guest/, prologue/, epilogue/
 BUILD_TIMEOUT_S = 180.0
 MAX_SHEBANG = 250  # execve(2): BINPRM_BUF_SIZE is 256
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._/+@-]*", re.ASCII)  # plugstack.conf and #! split at blanks

@@ -25,6 +25,7 @@ from pathlib import Path
 from lrms_vm import install
 from lrms_vm.errors import NodeError
 from lrms_vm.install import EXEC, Planned, check_plain, hook
+from lrms_vm.installed_from import SOURCES
 
 MOM_HOOKS = {
     "prologue": "prologue/torque.prologue",
@@ -146,7 +147,7 @@ def plan_openpbs(
         "EXEC": repr(str(targets.exec)),
         "ALARM_S": str(HOOK_ALARM_S),
     }
-    text = (install.SOURCES / "prologue/openpbs.hook.py").read_text()
+    text = (SOURCES / "prologue/openpbs.hook.py").read_text()
     for name, value in names.items():
         text = text.replace(f'"@{name}@"', value)
     return (

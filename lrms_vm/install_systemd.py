@@ -17,7 +17,8 @@ from pathlib import Path
 
 from lrms_vm import command
 from lrms_vm.errors import LrmsVmError
-from lrms_vm.install import SOURCES, Planned, check_plain
+from lrms_vm.install import Planned, check_plain
+from lrms_vm.installed_from import SOURCES
 
 REAP = "lrms-vm-reap@.service"
 METRICS = "lrms-vm-metrics.timer"

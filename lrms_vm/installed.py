@@ -3,7 +3,8 @@
     <prefix>/installed/<lrms>.json     what was not there (files, directories), and of what was there where its copy is
     <prefix>/installed/<lrms>.<n>      the copies
 
-The note is made once and grows: a second installation adds what is new in it. `prefix` itself is noted like the rest.
+The note is made once and grows: a second installation adds what is new in it. `prefix` itself is noted like the rest:
+where it is not there yet it comes with its note inside, and goes with it, by one rename each.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def prepare(note: Path, paths: Sequence[Path], *, same: Sequence[Path] = ()) -> 
     for path in (note, *paths):
         known.directories += [where for where in _missing_parents(path) if where not in known.directories]
     try:
-        note.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not note.parent.is_dir():
+            _begin(note)
         for name in map(str, paths):
             if name in known.was:
                 continue
@@ -115,11 +117,50 @@ def undo(note: Path, *, leave: Container[Path] = ()) -> tuple[list[Path], list[P
     for directory in reversed(known.directories):  # as long as the note is there to tell
         with contextlib.suppress(OSError):  # somebody else's things are in it: it stays
             os.rmdir(directory)
-    note.unlink(missing_ok=True)
-    for directory in [str(note.parent), *(one for one in reversed(known.directories) if Path(one) in note.parents)]:
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
+    _forget(note, known)
     return restored, removed
+
+
+def _begin(note: Path) -> None:
+    """The note's directory, with a first note of it and of those above that were missing. Killed before its rename, it
+    leaves a draft beside the outermost, which `undo` knows by name."""
+    _remove_drafts(note)
+    missing = _missing_parents(note)
+    outermost = Path(missing[0])
+    draft = _draft(outermost)
+    inner = draft / note.relative_to(outermost)
+    inner.parent.mkdir(mode=0o755, parents=True)
+    _write(inner, Note(directories=missing))
+    draft.rename(outermost)
+
+
+def _forget(note: Path, known: Note) -> None:
+    """The note goes, and with it those of its directories that were not there before and hold nothing else."""
+    alone = note
+    for directory in (
+        note.parent,
+        *(Path(one) for one in reversed(known.directories) if Path(one) in note.parents[1:]),
+    ):
+        if not directory.is_dir() or [path.name for path in directory.iterdir()] != [alone.name]:
+            break
+        alone = directory
+    if alone != note:
+        draft = _draft(alone)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(draft)
+        alone.rename(draft)
+    note.unlink(missing_ok=True)
+    _remove_drafts(note)
+
+
+def _draft(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.lrms_vm-new")
+
+
+def _remove_drafts(note: Path) -> None:
+    for directory in note.parents[:-1]:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            shutil.rmtree(_draft(directory))
 
 
 def _others(note: Path) -> list[Note]:

@@ -130,7 +130,14 @@ def prologue(
     with record.phase("hand over"):
         record.note("channel", path=str(job.channel))
         place = f"{channel.TCP}{address.address}:{channel_port}" if address and channel_port else None
-        _hand_over(job, account, pair, makes_console=described.hypervisor != "xen", place=place)
+        _hand_over(
+            job,
+            account,
+            pair,
+            makes_console=described.hypervisor != "xen",
+            place=place,
+            silent_s=config.guest_silent_s,
+        )
         record.note("verdict", path=str(places.verdict(allocation.key)))
         verdict = _ready(request, allocation, account, facts, job, shares, config, started_at)
         verdict = replace(verdict, memory_cgroup=held.memory_path if held else "")
@@ -402,27 +409,46 @@ def template_text(config: Config, hypervisor: str) -> str:
         raise NodeError(f"{directory / name}: cannot read: {error.strerror}", code="template-missing") from error
 
 
-def _hand_over(job: JobPlaces, account: Account, pair: keys.KeyPair, *, makes_console: bool, place: str | None) -> None:
+def _hand_over(
+    job: JobPlaces, account: Account, pair: keys.KeyPair, *, makes_console: bool, place: str | None, silent_s: int
+) -> None:
     """Give the user what is theirs: the channel's socket, the console's text, the keys. The directory comes last.
 
     `makes_console`: the hypervisor writes the console's file; else the user's own process will, see console.py.
-    `place`: where the guest answers, if not at the channel's socket.
+    `place`: where the guest answers, if not at the channel's socket; `silent_s` as in channel.ssh_config.
     """
     user = job.user
     _make_directory(user.root, 0o700)
     files: Mapping[Path, bytes] = {
         user.private_key: pair.user_private,
         user.known_hosts: pair.known_hosts,
-        user.ssh_config: channel.ssh_config(user, account.name, place=place).encode(),
+        user.ssh_config: channel.ssh_config(user, account.name, place=place, silent_s=silent_s).encode(),
     }
     for path, text in files.items():
         _write(path, text, 0o600, uid=account.uid, gid=account.gid)
     if not makes_console:
         _write(job.console, b"", 0o600)
     for path, mode in ((job.channel, 0o600), (job.console, 0o400 if makes_console else 0o600)):
+        _give(path, mode, account)
+    os.lchown(user.root, account.uid, account.gid)
+
+
+def _give(path: Path, mode: int, account: Account) -> None:
+    """A file of the hypervisor's. It takes its socket away when it ends: a guest that died within its first moments
+    ran nothing of its image's yet, so another node may have more luck. Raises `NodeError`."""
+    try:
         os.chmod(path, mode)
         os.lchown(path, account.uid, account.gid)
-    os.lchown(user.root, account.uid, account.gid)
+    except FileNotFoundError as error:
+        raise NodeError(
+            f"{path}: not there; the hypervisor makes it and runs as long as it is: the guest ended at its start",
+            hint="see the domain's log in /var/log/libvirt, and the kernel's for lack of memory",
+            code="domain-gone",
+        ) from error
+    except OSError as error:
+        raise NodeError(
+            f"{path}: cannot give to user {account.uid}: {error.strerror}", code="state-unwritable"
+        ) from error
 
 
 def _make_directory(path: Path, mode: int) -> None:

@@ -29,7 +29,7 @@ _EFFECTS = """
     site_kernel keys signing signing_list overlay seed network
     guest node_memory channel console share attach srun_service payload starter
     counters lifecycle teardown retries batch_system slurm_node gridengine_node torque_node openpbs_node node submit
-    build finding checks_xen checks installed install install_gridengine install_pbs install_systemd
+    build finding checks_xen installed_from checks installed install install_gridengine install_pbs install_systemd
     cli __main__
 """
 PURE = _PURE.split()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrms_vm import config as configuration
-from lrms_vm import install, install_gridengine, install_pbs, install_systemd, installed
+from lrms_vm import install, install_gridengine, install_pbs, install_systemd, installed, installed_from
 from lrms_vm.errors import UsageError
 
 DESCRIPTION = """\
@@ -119,6 +119,7 @@ def _put(files: Sequence[install.Planned], note: Path, *, dry_run: bool) -> None
         print(f"{verb:<8}{file.path}{f' -> {file.link}' if file.link else ''}")
     if not dry_run:
         install.apply(files, note=note)
+        installed_from.stamp(note)
 
 
 def _say(lines: Sequence[str]) -> None:

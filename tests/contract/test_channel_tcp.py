@@ -97,3 +97,5 @@ def test_the_configuration_names_the_address_and_notices_sooner_that_nobody_is_t
         assert "lrms_vm.channel tcp:10.208.0.5:1022\n" in text
         assert "ServerAliveCountMax 45\n" in text
         assert "ServerAliveCountMax 120\n" in channel.ssh_config(user, "eve")
+        assert "ServerAliveCountMax 7\n" in channel.ssh_config(user, "eve", silent_s=7)
+        assert "ServerAliveCountMax 45\n" in channel.ssh_config(user, "eve", place="tcp:10.208.0.5:1022", silent_s=120)

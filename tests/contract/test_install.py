@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from lrms_vm import cli, install_systemd, installed
+from lrms_vm import cli, install_systemd, installed, installed_from
+from lrms_vm.config import Config
 
 PROGRAM = [sys.executable, "-m", "lrms_vm"]
 
@@ -108,6 +110,16 @@ def test_what_was_changed_by_hand_since_is_undone_as_well(root: Path) -> None:
     assert tree(root) == before
 
 
+@pytest.mark.parametrize("theirs", ["theirs", "libexec/theirs", "installed/theirs"])
+def test_a_strangers_file_in_a_prefix_of_ours_stays_and_the_rest_goes(root: Path, theirs: str) -> None:
+    prefix = root / "new/prefix"
+    run(root, "--prefix", str(prefix))
+    (prefix / theirs).write_text("theirs")
+    run(root, "--prefix", str(prefix), "--undo")
+    assert [str(path.relative_to(prefix)) for path in prefix.rglob("*") if not path.is_dir()] == [theirs]
+    assert not (root / "etc/systemd/system/timers.target.wants").exists()
+
+
 def test_undone_without_being_told_where_it_all_is(root: Path) -> None:
     before = tree(root)
     run(root)
@@ -162,10 +174,12 @@ def in_child(action: Callable[[], object], *, dies_after: int | None, root: Path
     return not os.WIFSIGNALED(status)
 
 
+@pytest.mark.parametrize("prefix", ["opt", "srv/not/there"])
 @pytest.mark.parametrize("killed", ["install", "undo"])
-def test_killed_at_any_step_it_is_undone_all_the_same(root: Path, killed: str) -> None:
+def test_killed_at_any_step_it_is_undone_all_the_same(root: Path, killed: str, prefix: str) -> None:
     before = tree(root)
-    install_words, undo_words = words_of(root), [*words_of(root), "--undo"]
+    install_words = [*words_of(root), "--prefix", str(root / prefix)]
+    undo_words = [*install_words, "--undo"]
     for count in range(1, 1000):
         if killed == "install":
             came_through = in_child(lambda: cli.main(install_words), dies_after=count, root=root)
@@ -178,6 +192,37 @@ def test_killed_at_any_step_it_is_undone_all_the_same(root: Path, killed: str) -
             assert count > 50
             return
     pytest.fail("more steps than expected")
+
+
+def test_doctor_is_told_when_the_hooks_are_another_version_s(root: Path, tmp_path: Path) -> None:
+    run(root)
+    note = installed.at(root / "opt", "slurm")
+    plugin = str(root / "opt/lib/lrms_vm.so")
+    config = Config(guest_program=str(root / "opt/libexec/lrms-vm-guest"), spank_plugin=plugin)
+    (now,) = installed_from.findings(config)
+    assert now.ok and now.check == "hooks for slurm"
+    note.with_suffix(".sources").write_text("0" * 64 + "\n")
+    (later,) = installed_from.findings(config)
+    assert not later.ok and "another version" in later.found
+    assert later.remedy == "lrms-vm install --lrms=slurm with the same options, then restart slurmd"
+    note.with_suffix(".sources").unlink()  # an installation from before there was one
+    assert not installed_from.of(note).ok
+    run(root)
+    assert installed_from.of(note).ok
+
+
+def test_each_source_counts_and_what_was_built_from_them_does_not(tmp_path: Path) -> None:
+    sources = tmp_path / "sources"
+    shutil.copytree(installed_from.SOURCES, sources)
+    before = installed_from.digest(sources)
+    (sources / "guest/lrms-vm-guest").write_text("built")
+    (sources / "spank/lrms_vm.so").write_text("built")
+    assert installed_from.digest(sources) == before
+    for name in ("guest/boot.c", "spank/lrms_vm.c", "spank/job_submit.lua", "epilogue/slurm.epilog"):
+        with (sources / name).open("a") as file:
+            file.write("\n")
+        assert installed_from.digest(sources) != before
+        before = installed_from.digest(sources)
 
 
 def test_the_note_of_a_newer_version_is_not_followed(root: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +163,25 @@ def test_a_create_that_overtakes_the_teardown_leaves_no_guest(site: Site) -> Non
         site.prologue()
     assert site.teardown() == []
     assert site.hypervisor.names(deadline=0) == []
+    assert site.left() == []
+
+
+class ShortLivedHypervisor(node_in_directory.DirectoryHypervisor):
+    """Its process ends as soon as it runs, and takes what it made along."""
+
+    def create(self, xml: str, *, deadline: float, confine: Callable[[int], None] | None = None) -> None:
+        super().create(xml, deadline=deadline, confine=confine)
+        (name,) = self.names(deadline=deadline)
+        self.destroy(name, deadline=deadline)
+        Path(re.findall(r"path=[\"']([^\"']*channel\.sock)", xml)[0]).unlink()
+
+
+def test_a_guest_that_ends_at_its_start_is_the_node_s_fault_and_no_bug_of_ours(site: Site) -> None:
+    site.hypervisor = ShortLivedHypervisor(site.root / "short-lived")
+    with pytest.raises(NodeError, match=r"channel\.sock: not there.*the guest ended at its start") as caught:
+        site.prologue()
+    assert caught.value.code == "domain-gone" and caught.value.hint
+    assert site.teardown() == []
     assert site.left() == []
 
 

@@ -89,6 +89,7 @@ def test_doctor_compares_slurms_words_with_the_node(desk: Desk) -> None:
 
     found = doctor("n1")
     assert found["slurm features"]["ok"] and found["slurm gres/vm"]["ok"], found
+    assert found["hooks for slurm"]["ok"], found
     assert "2 cpus and 4000 MiB hold at most 2" in str(found["slurm gres/vm"]["found"])
     assert "memory" in str(found["confinement"]["found"])
     assert "1024 MiB" in str(found["hypervisor's memory"]["found"])
