@@ -122,16 +122,18 @@ def check_clock(places: Places, at: datetime) -> ClockChecked:
 
 
 def keep_clock(places: Places, checked: ClockChecked) -> None:
-    """Durably, where it says much more than what is kept. Raises `NodeError`.
+    """Durably, where it says much more than what is kept. Raises `NodeError`, `SiteError` when another does not end.
 
-    Two jobs may keep theirs at once, in either order: both are of the same moment.
+    Of many jobs at once one writes: what was written since `checked` is of the same moment, or an administrator's.
     """
     from lrms_vm.trust import freshness
 
     kept, mark = checked.kept, checked.mark
     if kept is None or kept.leap != mark.leap or mark.at >= kept.at + CLOCK_EVERY:
         prepare(places)
-        _write(_clock(places), freshness.write_clock(mark))
+        with _locked(places.cache_locks / "clock.lock", deadline=time.monotonic() + LOCK_TIMEOUT_S):
+            if read_clock(places) == kept:
+                _write(_clock(places), freshness.write_clock(mark))
 
 
 def check_bare(places: Places, claim: Claim, sha256: str, digest: bytes, *, at: datetime, max_age_s: int) -> None:

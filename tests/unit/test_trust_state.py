@@ -106,6 +106,21 @@ def test_the_clocks_mark_is_kept_now_and_then(places: Places) -> None:
     assert trust_state.read_clock(places) == ClockMark(NOW + timedelta(minutes=61))
 
 
+def test_of_many_that_checked_the_clock_at_once_one_keeps_it(places: Places) -> None:
+    herd = [trust_state.check_clock(places, NOW + timedelta(seconds=number)) for number in range(3)]
+    for checked in herd:
+        trust_state.keep_clock(places, checked)
+    assert trust_state.read_clock(places) == herd[0].mark
+
+
+def test_a_clock_that_an_administrator_set_back_meanwhile_stays_back(places: Places) -> None:
+    trust_state.keep_clock(places, ClockChecked(None, ClockMark(NOW + timedelta(days=365))))
+    late = trust_state.check_clock(places, NOW + timedelta(days=365, hours=2))
+    trust_state.reset_clock(places, reason="it was a year ahead", at=NOW)
+    trust_state.keep_clock(places, late)
+    assert trust_state.read_clock(places) == ClockMark(NOW)
+
+
 def test_a_clock_that_is_back_is_refused_until_an_administrator_says_so(places: Places) -> None:
     trust_state.keep_clock(places, ClockChecked(None, ClockMark(NOW)))
     back = NOW - timedelta(days=365)
