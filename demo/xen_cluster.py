@@ -26,10 +26,8 @@ from demo.layout import CHECKOUT, USER, Layout
 from demo.layout import default_base as demo_base
 from demo.programs import Daemon, DemoError, run, wait_until
 from demo.progress import step
-from demo.xen_layout import NODE, XenLayout, default_base
+from demo.xen_layout import IMAGES, NODE, XenLayout, default_base
 from demo.xen_node import Node, claim
-
-IMAGES = ("hep-jets",)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from demo.ca import BUILDER_DN, CA_DN
 from demo.site_conf import Builder, SiteKernel, trust_toml
 from demo.slurm_conf import BEHAVIOUR, CREDENTIAL_LIFE_S, TRACKING
 from demo.users import User
-from demo.xen_layout import HOST_ADDRESS, NODE, NODE_ADDRESS, PREFIX_LENGTH, XenLayout
+from demo.xen_layout import HOST_ADDRESS, NODE, NODE_ADDRESS, PREFIX_LENGTH, SITE_BRIDGE, XenLayout
 
 CONTROLLER_PORT = 26827
 NODE_PORT = 6818  # slurmd's own
@@ -34,7 +34,7 @@ MASKED = (
     *("networking.service", "ifupdown-pre.service", "systemd-pstore.service", "systemd-boot-system-token.service"),
     *("systemd-random-seed.service", "systemd-tmpfiles-clean.timer", "cron.service", "dnsmasq.service"),
     *("systemd-machine-id-commit.service", "keyboard-setup.service", "console-setup.service"),
-    *("virtlockd.socket", "libvirtd-admin.socket", "sys-kernel-debug.mount", "sys-kernel-tracing.mount"),
+    *("libvirtd-admin.socket", "sys-kernel-debug.mount", "sys-kernel-tracing.mount"),
     *("dev-hugepages.mount", "dev-mqueue.mount", "modprobe@drm.service", "systemd-sysusers.service"),
 )
 
@@ -51,6 +51,8 @@ RemainAfterExit=yes
 ExecStart=/usr/sbin/ip link set lo up
 ExecStart=/usr/sbin/ip address add {NODE_ADDRESS}/{PREFIX_LENGTH} dev eth0
 ExecStart=/usr/sbin/ip link set eth0 up
+ExecStart=/usr/sbin/ip link add {SITE_BRIDGE} type bridge
+ExecStart=/usr/sbin/ip link set {SITE_BRIDGE} up
 ExecStart=/bin/sh -c 'while read -r tag place; do mkdir -p "$$place"; \\
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 "$$tag" "$$place" || exit 1; done </etc/lrms_vm/shared'
 
@@ -102,7 +104,7 @@ def lrms_vm_toml(layout: XenLayout, *, kernel: SiteKernel, images: Mapping[str, 
         "hypervisor_user": "root",
         "kernel": kernel.name,
         "network": "none",
-        "networks_allowed": ["none", "nat"],
+        "networks_allowed": ["none", "nat", f"bridge:{SITE_BRIDGE}"],
         "prologue_timeout_s": 300,
         "epilogue_timeout_s": 120,
         "boot_timeout_s": 300,

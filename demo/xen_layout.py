@@ -10,10 +10,12 @@ from demo.layout import Layout
 
 DEFAULT_BASE = Path("/var/lib/lrms_vm-xen")
 NODE = "x1"
+IMAGES = ("minimal", "hep-jets")  # of the demo's site, that the node's users may name
 TAP = "lrms-vm-x1"
 HOST_ADDRESS = "10.99.7.1"  # the controller's, at our end of the tap
 NODE_ADDRESS = "10.99.7.2"  # dom0's
 PREFIX_LENGTH = 24
+SITE_BRIDGE = "site0"  # one of dom0's own, that guests may be plugged into
 
 
 def default_base() -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from demo import site, users, xen_conf
 from demo.layout import GROUP, STRANGER, USER
 from demo.programs import run
-from demo.xen_layout import HOST_ADDRESS, NODE, NODE_ADDRESS, XenLayout
+from demo.xen_layout import HOST_ADDRESS, IMAGES, NODE, NODE_ADDRESS, XenLayout
 from demo.xen_node import shared_directories
 
 Files = dict[str, tuple[bytes, int]]
@@ -55,7 +55,7 @@ def node_files(layout: XenLayout) -> Files:
 
 def _put_site(layout: XenLayout, files: Files) -> None:
     kernel = site.site_kernel(layout.site)
-    images = {p.stem: p for p in sorted(layout.site.images.glob("*.raw")) if not p.stem.startswith("test-")}
+    images = {name: site.image_path(layout.site, name) for name in IMAGES}
     toml = xen_conf.lrms_vm_toml(layout, kernel=xen_conf.node_kernel(kernel), images=images)
     files["etc/lrms_vm/lrms_vm.toml"] = (toml.encode(), 0o644)
     files["etc/lrms_vm/trust.toml"] = (xen_conf.policy(layout).encode(), 0o644)

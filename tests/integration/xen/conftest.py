@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from demo import users, xen_leftovers
-from demo.jobs import Client, JobInfo
+from demo.jobs import Client, JobInfo, wait
 from demo.layout import USER
 from demo.programs import wait_until
 from demo.xen_cluster import XenCluster
@@ -24,6 +24,10 @@ from demo.xen_node import Node, claim
 
 BOOT_S = 300  # the longest a guest may take here: a guest in an emulated machine with two processors
 HERE = Path(__file__).parent
+CONF = "/etc/lrms_vm/lrms_vm.toml"
+LRMS_VM = "/opt/lrms_vm/bin/lrms-vm"
+REAP = f"{LRMS_VM} reap --lrms slurm --node {NODE}"
+MINIMAL = ("--mem=400", "--time=20", "--vm-image=minimal")  # of sbatch: the least that boots
 collect_ignore_glob = [] if os.environ.get("LRMS_VM_TEST_XEN") else ["test_*.py"]
 
 
@@ -56,7 +60,7 @@ def cluster() -> Iterator[XenCluster]:
 @pytest.fixture(scope="session")
 def before(cluster: XenCluster) -> frozenset[str]:
     """What dom0 has without any guest. The cache's directories are made by a first look at it."""
-    cluster.node.run("/opt/lrms_vm/bin/lrms-vm reap --lrms slurm --node x1", timeout_s=180)
+    cluster.node.run(REAP, timeout_s=180)
     return xen_leftovers.look(cluster.node)
 
 
@@ -113,6 +117,19 @@ class Desk:
         """Wait until the prologue is about to take a step. Raises `DemoError`."""
         needle = f'"step": "{step}"'
         wait_until(f"step {step}", lambda: needle in self.record(job_id), timeout_s=timeout_s)
+
+    def sent_back(self, job_id: int) -> str:
+        """Wait until the node is out and the job back in its queue; take it out of that. Return the node's reason."""
+        job = wait(
+            self.cluster.layout,
+            job_id,
+            timeout_s=BOOT_S,
+            until=lambda job: job.ended or (job.state == "PENDING" and job.restarts > 0),
+        )
+        self.user.cancel(job_id)
+        state, reason = self.cluster.node_state()
+        assert "DRAIN" in state and "RAN" not in job.output(), (state, job.output())
+        return reason
 
     def history(self, job_id: int) -> str:
         """What teardown kept of the job; empty: there was never a guest."""

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from demo.xen_cluster import XenCluster
-from tests.integration.xen.conftest import Desk
+from tests.integration.xen.conftest import CONF, LRMS_VM, Desk
 
-CONF = "/etc/lrms_vm/lrms_vm.toml"
 GRUB = "/usr/lib/grub-xen/grub-x86_64-xen.bin"
-RENDER = "/opt/lrms_vm/bin/lrms-vm render --vm-image=minimal --format=xl"
+RENDER = f"{LRMS_VM} render --vm-image=minimal --format=xl"
 KERNELS = """
 [kernels.own]
 boot = "guest"

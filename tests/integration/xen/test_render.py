@@ -9,9 +9,8 @@ import pytest
 
 from demo.programs import wait_until
 from demo.xen_layout import NODE
-from tests.integration.xen.conftest import BOOT_S, Desk
+from tests.integration.xen.conftest import BOOT_S, LRMS_VM, Desk
 
-LRMS_VM = "/opt/lrms_vm/bin/lrms-vm"
 RENDER = f"{LRMS_VM} render --vm-image=minimal --memory 600M"
 DOMAIN = "lrms_vm-local-0.node"
 JOB = "/var/lib/lrms_vm/jobs/local-0.node"
