@@ -51,5 +51,8 @@ class BatchSystem(Protocol):
     def node_name(self, call: Call) -> str | None:
         """This node's name in the batch system, where its environment says it."""
 
+    def lost(self, key: str, call: Call, config: Config) -> None:
+        """A reboot took the guest of a job that the batch system believes to run here. Does not raise."""
+
     def active_keys(self, node: str, call: Call, config: Config) -> set[str]:
         """The keys of the jobs the batch system has on this node. Raises `SiteError` when it cannot be asked."""

@@ -32,6 +32,7 @@ WANTED = frozenset(("memory", "cpu", "cpuacct"))
 OWN_ROOT = "lrms_vm"
 PERIOD_US = 100_000  # the kernel's own default
 AT_LIMIT = 0.95  # of the limit: a failed charge may have asked for several pages at once
+_LIBVIRTS = re.compile(r"(qemu-[0-9]+-)(.+)\.libvirt-qemu", re.ASCII)
 _ESCAPED = re.compile(r"\\([0-7]{3})", re.ASCII)
 
 
@@ -106,6 +107,30 @@ def parse_mounts(mountinfo: str) -> tuple[Hierarchy, ...]:
         elif controllers := WANTED & set(kinds[2].split(",")):
             found[mount] = Hierarchy(mount, 1, frozenset(controllers))
     return tuple({(one.version, one.controllers): one for one in reversed(found.values())}.values())[::-1]
+
+
+def mount_points(mountinfo: str) -> tuple[str, ...]:
+    """Of all hierarchies, also of those that count neither memory nor cpus."""
+    pairs = [(line.partition(" - ")[0].split(), line.partition(" - ")[2]) for line in mountinfo.splitlines()]
+    found = [fields[4] for fields, kind in pairs if len(fields) > 4 and kind.startswith(("cgroup ", "cgroup2 "))]
+    return tuple(dict.fromkeys(_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), path) for path in found))
+
+
+def is_libvirts(name: str, key: str) -> bool:
+    """Whether libvirt, where there is no systemd, gave this name to its group of the guest's domain.
+
+    It keeps letters, digits, single dots and dashes of the domain's own: virDomainDriverGenerateMachineName, 64 in all.
+
+    >>> is_libvirts("qemu-12-lrmsvm-slurm-7.n1.libvirt-qemu", "slurm-7.n1")
+    True
+    >>> is_libvirts("qemu-12-lrmsvm-slurm-7.n11.libvirt-qemu", "slurm-7.n1")
+    False
+    """
+    if (found := _LIBVIRTS.fullmatch(name)) is None:
+        return False
+    domain = re.sub(r"[^A-Za-z0-9.-]", "", group_name(key))
+    domain = re.sub(r"([.-])[.-]+", r"\1", domain)
+    return found[2] == domain[: 64 - len(found[1])]
 
 
 def group_name(key: str) -> str:

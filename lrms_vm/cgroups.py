@@ -205,6 +205,29 @@ def remove(key: str, mountinfo: Path = MOUNTINFO) -> None:
                     break  # another job's
 
 
+def remove_libvirts(key: str, mountinfo: Path = MOUNTINFO) -> None:
+    """What libvirt made for the guest's domain, and a libvirtd that was killed and started again forgets where there is
+    no systemd: empty groups, once the domain has ended. Raises `NodeError`: still used."""
+    try:
+        mounts = cgroup_paths.mount_points(mountinfo.read_text())
+    except OSError:
+        return
+    for mount in mounts:
+        for path in glob.glob(f"{glob.escape(mount)}/machine/qemu-*"):
+            if cgroup_paths.is_libvirts(os.path.basename(path), key):
+                _remove_whole(path)
+
+
+def _remove_whole(path: str) -> None:
+    """With the groups below it, as its processes and libvirtd leave it."""
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    while not all(_rmdir(directory) for directory, _, _ in os.walk(path, topdown=False)):
+        if time.monotonic() > deadline:
+            inside = _read(path, "cgroup.procs", absent="").split()
+            raise NodeError(f"{path}: still has processes {inside[:5]}", code="cgroup-stuck")
+        time.sleep(POLL_S)
+
+
 def _not_confined(key: str, error: NodeError) -> None:
     journal.say("warning", key, f"guest is NOT confined to its job: {error.code}: {error.message}")
 

@@ -95,6 +95,10 @@ def started(allocation: Allocation, call: Call, config: Config) -> None:
     return None
 
 
+def lost(key: str, call: Call, config: Config) -> None:
+    return None
+
+
 def node_name(call: Call) -> str | None:
     return None
 

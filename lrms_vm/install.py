@@ -123,6 +123,7 @@ def plan(
     """Every file of a Slurm node. Raises `UsageError` for a path that its reader would cut in two."""
     check_plain(python, config, run_dir, *targets.all)
     names = {"PYTHON": python, "CONFIG": str(config), "RUN_DIR": str(run_dir)}
+    names["SLURM_CONF_DIR"] = str(targets.slurm_conf_dir)
     return (
         Planned(targets.plugin, plugin),
         Planned(targets.lua, (SOURCES / "spank" / "job_submit.lua").read_bytes(), 0o644),

@@ -139,6 +139,20 @@ def started(allocation: Allocation, call: Call, config: Config) -> None:
         journal.say("warning", allocation.key, f"AdminComment not set: {error}")
 
 
+def lost(key: str, call: Call, config: Config) -> None:
+    """Slurm itself sees to it when the node was away for SlurmdTimeout. After a quicker reboot, with ReturnToService=2,
+    it takes the job for running until BatchStartTimeout is over, and that is long (docs/slurm.md).
+
+    A job that cannot be requeued (srun, --no-requeue) waits for that."""
+    job_id = key.partition("-")[2].partition(".")[0]
+    try:
+        if job_id in ask(slurm.running_argv(config.scontrol, job_id), call.environ).split():
+            ask(slurm.requeue_argv(config.scontrol, job_id), call.environ)
+            journal.say("warning", key, "its guest was lost in a reboot: requeued")
+    except SiteError as error:
+        journal.say("warning", key, f"its guest was lost in a reboot; not requeued: {error.message}")
+
+
 def node_name(call: Call) -> str | None:
     return call.environ.get("SLURMD_NODENAME")
 

@@ -112,7 +112,7 @@ def teardown(
     undo("lease", key, lambda: cache.release(places, key))
     if noted.steps:
         undo("history", key, lambda: _write_history(places, key, job, noted, (time.monotonic() - started) * 1e3))
-    undo("cgroup", key, lambda: cgroups.remove(key))
+    undo("cgroup", key, lambda: _remove_cgroups(key))
     undo("run directory", str(job.run), lambda: _remove_tree(job.run))
     return leftovers
 
@@ -145,6 +145,16 @@ def keys_in_directories(node: str, *, places: Places) -> set[str]:
 def _node_of(key: str) -> str:
     """Of `Allocation.key`: job ids have no dot, node names may."""
     return key.partition(".")[2]
+
+
+def lost_in_reboot(key: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> bool:
+    """Whether a job had a guest here and a reboot took it: that empties run_dir, and the disks are still there. Every
+    other way makes run's directory before the disks and removes it after them. For certain only under `locked`.
+    """
+    job = places.job(key)
+    if job.run.exists() or not job.disk.exists():
+        return False
+    return not hypervisor.is_active(NAME_PREFIX + key, deadline=deadline)
 
 
 def end_attach(key: str, *, deadline: float) -> None:
@@ -214,6 +224,11 @@ def _unplug(places: Places, key: str, deadline: float) -> None:
         from lrms_vm import network  # few jobs have one, and no other need load it
 
         network.unplug(places, key, deadline=deadline)
+
+
+def _remove_cgroups(key: str) -> None:
+    cgroups.remove(key)
+    cgroups.remove_libvirts(key)
 
 
 def _remove_file(path: Path) -> None:

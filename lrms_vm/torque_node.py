@@ -115,6 +115,9 @@ class TorqueNode:
     def started(self, allocation: Allocation, call: Call, config: Config) -> None:
         return None
 
+    def lost(self, key: str, call: Call, config: Config) -> None:
+        return None
+
     def node_name(self, call: Call) -> str | None:
         return torque.node_name(socket.gethostname())
 

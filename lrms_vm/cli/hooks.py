@@ -262,7 +262,8 @@ def reap(name: str, batch: BatchSystem, config: Config, call: Call | None = None
 
 
 def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call, config: Config) -> list[str]:
-    """Tear down those of `found` whose jobs the batch system no longer has on this node; return what is left of them.
+    """Tear down those of `found` whose jobs the batch system no longer has on this node, or still has although a reboot
+    took their guests; return what is left of them.
 
     Raises `SiteError` when it does not answer: then nobody's guest is touched.
     """
@@ -276,9 +277,20 @@ def _reap_ended(found: set[str], node_name: str, batch: BatchSystem, call: Call,
     active = batch.active_keys(node_name, call, config)
     deadline = time.monotonic() + REAP_TIMEOUT_S
     leftovers: list[str] = []
-    for key in sorted(found - active):
+    hypervisor = node.hypervisor(config)
+
+    def to_do(key: str) -> bool:
+        return key not in active or teardown.lost_in_reboot(
+            key, places=config.places, hypervisor=hypervisor, deadline=deadline
+        )
+
+    for key in filter(to_do, sorted(found)):
         with teardown.locked(config.places, key, deadline=deadline):
-            left = teardown.teardown(key, places=config.places, hypervisor=node.hypervisor(config), deadline=deadline)
+            if not to_do(key):
+                continue  # its next prologue was quicker
+            if key in active:
+                batch.lost(key, call, config)
+            left = teardown.teardown(key, places=config.places, hypervisor=hypervisor, deadline=deadline)
         counters.left(config.places, key, len(left))
         leftovers += [f"{key}: {item}" for item in left]
         what = {"job": key, **({"leftovers": "; ".join(map(str, left))} if left else {})}

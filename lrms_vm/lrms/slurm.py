@@ -240,6 +240,11 @@ def requeue_argv(scontrol: str, job_id: str) -> list[str]:
     return [scontrol, "requeue", job_id]
 
 
+def running_argv(scontrol: str, job_id: str) -> list[str]:
+    """squeue(1): the job's id, if it runs: one that ends, or has ended, would be requeued as well."""
+    return [f"{scontrol.rpartition('/')[0]}/squeue", "-h", "-j", job_id, "-t", "R", "-o", "%A"]
+
+
 @dataclass(frozen=True)
 class Node:
     """What the controller knows of a node and a VM job may ask for."""

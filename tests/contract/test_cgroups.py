@@ -98,6 +98,23 @@ class TestThisKernel:
     def test_making_it_again_after_a_crash_is_fine(self, processes: list[subprocess.Popen[bytes]]) -> None:
         assert hold() == hold()
 
+    def test_what_a_libvirtd_forgot_is_removed_and_nobody_elses(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        mounts = cgroup_paths.mount_points(cgroups.MOUNTINFO.read_text())
+        ours = [f"{mount}/machine/qemu-9-lrmsvm-{KEY}.libvirt-qemu" for mount in mounts]
+        other = f"{mounts[0]}/machine/qemu-9-lrmsvm-{KEY}1.libvirt-qemu"
+        had = {mount: os.path.isdir(f"{mount}/machine") for mount in mounts}
+        try:
+            for path in (*ours, other):
+                os.makedirs(f"{path}/emulator")
+            cgroups.remove_libvirts(KEY)
+            assert [path for path in ours if os.path.exists(path)] == []
+            assert os.path.isdir(f"{other}/emulator")
+        finally:
+            cgroups.remove_libvirts(KEY + "1")
+            for mount in mounts:
+                if not had[mount]:
+                    os.rmdir(f"{mount}/machine")
+
     def test_a_group_that_is_still_used_is_said_to_be(
         self, processes: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -139,6 +140,23 @@ def test_a_record_of_a_newer_version_is_left_whole(site: Site) -> None:
     assert site.hypervisor.names(deadline=0)
     path.write_bytes(before)
     assert site.teardown() == []
+
+
+def test_only_a_job_whose_disks_a_reboot_left_alone_is_lost(site: Site) -> None:
+    key, places = site.allocation.key, site.config.places
+
+    def lost() -> bool:
+        return teardown.lost_in_reboot(key, places=places, hypervisor=site.hypervisor, deadline=time.monotonic() + 5)
+
+    assert not lost()
+    site.prologue()
+    assert not lost()
+    shutil.rmtree(places.run_dir)  # by an administrator: the guest lives
+    assert not lost()
+    site.reboot()
+    assert lost()
+    assert site.teardown() == []
+    assert not lost()
 
 
 class LateHypervisor(node_in_directory.DirectoryHypervisor):

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lrms_vm import slurm_node
+from lrms_vm import install, slurm_node
+from lrms_vm.config import Config
 from lrms_vm.lrms import slurm
+from lrms_vm.lrms.base import Call
 
 CHECKOUT = Path(__file__).parent.parent.parent
 HOOKS = {"prologue": CHECKOUT / "prologue" / "slurm.prolog", "epilogue": CHECKOUT / "epilogue" / "slurm.epilog"}
@@ -64,6 +66,35 @@ def test_any_option_even_an_empty_one_goes_to_python(hook, verb: str, name: str)
     assert hook(verb, {name: ""})
 
 
+@pytest.mark.parametrize(
+    ("own", "given", "known"),
+    [
+        (True, None, "own"),
+        (True, "/etc/given.conf", "given"),
+        (True, "", "own"),
+        (False, None, ""),
+        (False, "/x", "/x"),
+    ],
+)
+def test_the_health_check_knows_where_slurm_conf_is_though_slurmd_does_not_say(
+    tmp_path: Path, own: bool, given: str | None, known: str
+) -> None:
+    directory = tmp_path / "its own"
+    directory.mkdir()
+    if own:
+        (directory / "slurm.conf").write_text("")
+    (tmp_path / "python").write_text('#!/bin/sh\necho "${SLURM_CONF-}"\n')
+    (tmp_path / "python").chmod(0o755)
+    names = {"PYTHON": str(tmp_path / "python"), "CONFIG": "/c", "SLURM_CONF_DIR": str(directory)}
+    program = tmp_path / "slurm.health"
+    program.write_bytes(install.hook("prologue/slurm.health", names))
+    program.chmod(0o755)
+    environ = {"SLURMD_NODENAME": "n1", **({} if given is None else {"SLURM_CONF": given})}
+    done = subprocess.run([program], env=environ, capture_output=True, check=True, text=True)
+    wanted = {"own": f"{directory}/slurm.conf", "given": "/etc/given.conf"}
+    assert done.stdout.strip() == wanted.get(known, known)
+
+
 @pytest.mark.parametrize("place", ["jobs/slurm-7.n1", "verdicts/slurm-7.n1.json"])
 def test_the_epilogue_looks_for_what_is_noted_of_the_job(hook, tmp_path: Path, place: str) -> None:
     (tmp_path / place).parent.mkdir()
@@ -71,6 +102,17 @@ def test_the_epilogue_looks_for_what_is_noted_of_the_job(hook, tmp_path: Path, p
     (tmp_path / place).write_text("")
     assert hook("epilogue", {})
     assert hook("prologue", {}) == ""
+
+
+@pytest.mark.parametrize(("running", "told"), [("7", "requeue 7"), ("", ""), ("71", "")])
+def test_a_job_whose_guest_a_reboot_took_is_requeued_if_it_runs(tmp_path: Path, running: str, told: str) -> None:
+    """One that was cancelled just before would be started again."""
+    for name, text in (("squeue", f"echo {running}"), ("scontrol", f'echo "$@" > {tmp_path}/told')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "told").write_text("")
+    slurm_node.lost("slurm-7.n1", Call(), Config(scontrol=str(tmp_path / "scontrol")))
+    assert (tmp_path / "told").read_text().strip() == told
 
 
 def test_a_comment_is_set_without_waiting_for_the_controller(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ RESULTS = CHECKOUT / "build" / "soak" / "results.json"
 AT_ONCE = 4
 JOB_TIMEOUT_S = 420
 POLL_S = 0.3
+FORGOTTEN_S = 3.0
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Run:
     job_id: int
     since: float
     running_since: float = 0.0
+    back_since: float = 0.0  # in the queue for the second time
     told: str = ""  # when the fault came; empty: not at all, or not yet
     info: JobInfo | None = None
     wrong: str = ""
@@ -169,7 +171,11 @@ class Soak:
         run.told = f"{time.monotonic() - (run.running_since or run.since):.1f} s into it"
 
     def start_again(self, run: Run) -> None:
-        """Slurm keeps a job that it put back for two minutes, or for good."""
+        """Slurm keeps a job that it put back for two minutes, or for good; within two seconds it would run no Prolog for
+        it (docs/slurm.md)."""
+        run.back_since = run.back_since or time.monotonic()
+        if time.monotonic() < run.back_since + FORGOTTEN_S:
+            return
         with contextlib.suppress(DemoError):
             jobs.control(self.cluster.layout, "release", str(run.job_id))
             jobs.control(self.cluster.layout, "update", f"jobid={run.job_id}", "starttime=now")

@@ -40,6 +40,33 @@ def test_what_is_no_mount_is_passed_over(text: str) -> None:
     assert cgroup_paths.parse_mounts(text) == ()
 
 
+def test_every_mount_point_is_named_once_whatever_it_counts() -> None:
+    assert cgroup_paths.mount_points(V1 + V2 + V2 + "1 2 - cgroup x\n\0\n") == (
+        "/sys/fs/cgroup/unified",
+        "/sys/fs/cgroup/cpu,cpuacct",
+        "/sys/fs/cgroup/me mory",
+        "/sys/fs/cgroup/freezer",
+        "/mnt/again",
+        "/sys/fs/cgroup",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "is_its"),
+    [
+        ("qemu-1-lrmsvm-slurm-941.n1.libvirt-qemu", "slurm-941.n1", True),
+        ("qemu-1-lrmsvm-slurm-41.n1.libvirt-qemu", "slurm-941.n1", False),
+        ("qemu-1-lrmsvm-slurm-9.n1.libvirt-qemu", "slurm-9.n_1", True),
+        ("qemu-1-slurm-941.n1.libvirt-qemu", "slurm-941.n1", False),
+        ("qemu-1-lrmsvm-slurm-941.n1", "slurm-941.n1", False),
+        ("qemu-123-" + ("lrmsvm-slurm-941." + "n" * 99)[:55] + ".libvirt-qemu", "slurm-941." + "n" * 99, True),
+        ("qemu-123-" + ("lrmsvm-slurm-941." + "n" * 99)[:54] + ".libvirt-qemu", "slurm-941." + "n" * 99, False),
+    ],
+)
+def test_libvirts_own_group_is_known_by_its_name(name: str, key: str, is_its: bool) -> None:
+    assert cgroup_paths.is_libvirts(name, key) is is_its
+
+
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("lrms", ["slurm", "torque"])
 def test_whatever_is_made_is_found_again_by_its_key(version: int, lrms: str) -> None:

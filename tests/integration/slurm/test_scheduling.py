@@ -31,9 +31,9 @@ def node(layout: Layout, name: str) -> slurm.Node:
 
 
 def health(desk: Desk, name: str) -> subprocess.CompletedProcess[bytes]:
-    """As slurmd runs it, by the file that `install` put in place."""
+    """As slurmd runs it, by the file that `install` put in place, and without a word of where slurm.conf is."""
     program = desk.layout.prefix(name) / "libexec" / "slurm.health"
-    return desk.cluster.client("root").call([program], env={"SLURMD_NODENAME": name})
+    return desk.cluster.client("root").call([program], env={"SLURMD_NODENAME": name, "SLURM_CONF": ""})
 
 
 @contextmanager
@@ -141,6 +141,40 @@ def test_the_health_check_drains_where_the_site_says_so(desk: Desk) -> None:
         state, reason = desk.cluster.node_state("n1")
         assert "DRAIN" in state and reason.startswith("lrms_vm: hypervisor: ")
     desk.cluster.resume("n1")
+
+
+@contextmanager
+def health_checked(layout: Layout, every_s: int) -> Iterator[None]:
+    """Each slurmd calls its node's health program, as `install` prints it for slurm.conf."""
+    confs = {name: layout.slurm_conf(name) for name in (None, *NODES)}
+    before = {name: conf.read_text() for name, conf in confs.items()}
+    try:
+        for name, conf in confs.items():
+            program = layout.prefix(name or NODES[0]) / "libexec" / "slurm.health"
+            conf.write_text(f"{before[name]}HealthCheckProgram={program}\nHealthCheckInterval={every_s}\n")
+        control(layout, "reconfigure")
+        yield
+    finally:
+        for name, conf in confs.items():
+            conf.write_text(before[name])
+        control(layout, "reconfigure")
+
+
+def test_slurms_own_health_check_takes_vms_away_and_gives_them_back_and_a_job_that_waits_starts(
+    desk: Desk, no_vm: None
+) -> None:
+    """Of no guest: what Slurm does with features, and when."""
+    asks = (*PLAIN, "--nodelist=n1", "--constraint=vm")
+    held = desk.sbatch(*asks, "--begin=now+1hour", script="true\n")  # while the node has them: sbatch refuses it else
+    with health_checked(desk.layout, 5):
+        with hypervisor_gone(desk, "n1"):
+            wait_until("n1 has no VM features", lambda: node(desk.layout, "n1").active == (), timeout_s=60)
+            assert "DRAIN" not in node(desk.layout, "n1").state
+            assert node(desk.layout, "n2").active == ("vm", "vm_qemu")
+            control(desk.layout, "update", f"jobid={held}", "starttime=now")
+            wait(desk.layout, held, timeout_s=30, until=lambda job: job.reason == "BadConstraints")
+        wait_until("n1 has them again", lambda: node(desk.layout, "n1").active == ("vm", "vm_qemu"), timeout_s=60)
+        assert desk.end(held, timeout_s=120).state == "COMPLETED"
 
 
 def test_each_vm_job_asks_for_a_guest_by_itself_where_the_site_says_so(desk: Desk) -> None:

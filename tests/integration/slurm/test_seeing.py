@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from demo import users
 from demo.layout import USER
+from lrms_vm import cgroups
 from tests.integration.slurm.conftest import Desk
 
 pytestmark = pytest.mark.guest
@@ -53,4 +55,10 @@ def test_a_job_is_seen_while_it_runs_and_afterwards(desk: Desk, tmp_path: Path) 
     picture = tmp_path / "job.svg"
     assert told(desk, node, "report", str(job_id), "--output", str(picture)).returncode == 0
     assert f"slurm-{job_id}.{node}" in picture.read_text()
-    assert "ended" in told(desk, node, "status", str(job_id)).stdout
+    over = told(desk, node, "status", str(job_id)).stdout
+    assert " ended " in over and f"job=slurm-{job_id}.{node} user={USER} image=minimal" in over
+    bounded = {name for one in cgroups.hierarchies() if os.access(one.mount, os.W_OK) for name in one.controllers}
+    if {"memory", "cpu"} <= bounded:
+        assert {"memory_peak_mib", "memory_limit_mib", "cpu_s"} <= set(history["used"])
+    for word, value in history["used"].items():
+        assert f" {word}={value}" in over
