@@ -241,12 +241,14 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--slice", default=":", metavar="A:B", help="only these of the plan's jobs, counted from 0")
     args = parser.parse_args(words)
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(10**6)
     say(f"soak: {args.jobs} jobs, seed {seed}")
     cluster = Cluster(default_base())
     site.bring_up(cluster, ["minimal"])
-    soak, start = Soak(cluster, plan(args.jobs, seed)), time.monotonic()
+    planned = plan(args.jobs, seed)[slice(*(int(word) if word else None for word in args.slice.split(":")))]
+    soak, start = Soak(cluster, planned), time.monotonic()
     left: list[str] = []
     signal.signal(signal.SIGTERM, _interrupted)
     try:
@@ -267,7 +269,7 @@ def main(words: list[str]) -> int:
     for line in [*left, *stayed]:
         say(f"LEFT: {line}")
     say(
-        f"\n{len(soak.ended)} of {args.jobs} jobs accounted for, {len(wrong)} wrong, {len(left) + len(stayed)} leftovers, "
+        f"\n{len(soak.ended)} of {len(planned)} jobs accounted for, {len(wrong)} wrong, {len(left) + len(stayed)} leftovers, "
         f"{time.monotonic() - start:.0f} s; seed {seed}"
     )
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -277,9 +279,11 @@ def main(words: list[str]) -> int:
         for run in soak.ended
     ]
     RESULTS.write_text(
-        json.dumps({"seed": seed, "jobs": rows, "left": left + stayed, "drained": soak.drained}, indent=1)
+        json.dumps(
+            {"seed": seed, "slice": args.slice, "jobs": rows, "left": left + stayed, "drained": soak.drained}, indent=1
+        )
     )
-    return 1 if wrong or left or stayed or len(soak.ended) != args.jobs else 0
+    return 1 if wrong or left or stayed or len(soak.ended) != len(planned) else 0
 
 
 if __name__ == "__main__":
