@@ -210,7 +210,7 @@ static void make_mount_points(const char *seed, const struct user *user) {
     }
 }
 
-/* sshd_config(5). One user, one key, no way in but the channel, nothing forwarded from the guest but to srun's socket. */
+/* sshd_config(5). One user, one key, no way in but the channel, nothing forwarded from the guest but to a launcher's socket. */
 static void write_ssh_files(const char *seed, const struct user *user) {
     size_t length;
     char *text = seed_file(seed, "ssh_host_ed25519_key", &length), path[MAX_FIELD], config[4096];
@@ -233,7 +233,7 @@ static void write_ssh_files(const char *seed, const struct user *user) {
                         "PermitUserRC no\n"
                         "X11Forwarding no\n"
                         "AllowAgentForwarding no\n"
-                        "AllowTcpForwarding remote\n" /* "no" would forbid srun's socket, too; only the host can ask for any */
+                        "AllowTcpForwarding remote\n" /* "no" would forbid that socket, too; only the host can ask for any */
                         "PermitTunnel no\n"
                         "AllowStreamLocalForwarding yes\n"
                         "StreamLocalBindMask 0177\n"
@@ -252,6 +252,27 @@ static void write_ssh_files(const char *seed, const struct user *user) {
     mkdir("/run/sshd", 0755); /* sshd's own empty directory */
 }
 
+/* The batch system's own way to start tasks, for whoever types it; an image's own program stays. */
+static void offer_launcher(const char *seed) {
+    char path[MAX_FIELD], *name;
+    snprintf(path, sizeof path, "%s/launcher", seed);
+    if ((name = read_file(path, MAX_FIELD, NULL)) == NULL)
+        return;
+    name[strcspn(name, "\n")] = '\0';
+    if (!is_launcher(name)) {
+        warn_line("boot: launcher %.20s: unknown", name);
+        return;
+    }
+    for (size_t i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", (const char *const[]){"/usr/bin", "/bin"}[i], name);
+        if (access(path, F_OK) == 0)
+            return;
+    }
+    snprintf(path, sizeof path, "/usr/local/bin/%s", name);
+    if (symlink(PROGRAM, path) < 0 && errno != EEXIST)
+        warn_line("boot: %s: %s", path, strerror(errno));
+}
+
 static void install_ourselves(void) {
     size_t length;
     char *program = read_file("/proc/self/exe", 64 << 20, &length);
@@ -259,9 +280,6 @@ static void install_ourselves(void) {
         die(EXIT_AMBIGUOUS, "boot: /proc/self/exe: %s", strerror(errno));
     write_or_die(PROGRAM, program, length, 0755);
     mkdir("/usr/local/bin", 0755);
-    if (access("/usr/bin/srun", F_OK) < 0 && access("/bin/srun", F_OK) < 0 &&
-        symlink(PROGRAM, "/usr/local/bin/srun") < 0 && errno != EEXIST)
-        warn_line("boot: /usr/local/bin/srun: %s", strerror(errno));
 }
 
 static void make_fit(const char *seed) {
@@ -274,6 +292,7 @@ static void make_fit(const char *seed) {
     if (chmod(RUN_DIR, 0755) < 0 || chmod(TASKS_DIR, 01777) < 0)
         die(EXIT_AMBIGUOUS, "boot: " TASKS_DIR ": %s", strerror(errno));
     install_ourselves();
+    offer_launcher(seed);
     set_hostname(seed);
     struct user user = read_user(seed);
     make_home(&user);

@@ -9,7 +9,7 @@
  *   guest status ID               user: how the payload ended
  *   guest share DIR64             user: sshfs on stdin and stdout, mounted on DIR
  *   guest mounted SECONDS DIR64.. user: wait until all are mounted
- *   srun ...                      user: asks the host to run the real one; see srun.c
+ *   srun ..., pbsdsh ...          user: asks the host to run the real one; see launch.c
  *   lrms-vm-root COMMAND...       user: as root inside, where the site gives that; see root.c
  *
  * Everything that comes from the seed or over the channel is data: checked, never given to a shell.
@@ -54,7 +54,8 @@ int signal_task(const char *id, const char *name);
 int status_of_task(const char *id);
 int mount_share(const char *dir64);
 int wait_mounted(int argc, char **argv);
-int srun(int argc, char **argv);
+bool is_launcher(const char *name);
+int launch(char **argv);
 void set_address(const char *seed);
 void give_root(const char *seed, gid_t gid);
 int become_root(int argc, char **argv);

@@ -163,15 +163,15 @@ char *decode64(const char *text, size_t *length) {
 
 static int usage(void) {
     warn_line("usage: guest boot SEEDDIR | early SEEDDIR | channel [DEVICE] | prepare ID NAME | task ID SPEC | task ID -- ARGV... |"
-              " signal ID NAME | status ID | share DIR64 | mounted SECONDS DIR64... | srun ...");
+              " signal ID NAME | status ID | share DIR64 | mounted SECONDS DIR64... | srun ... | pbsdsh ...");
     return EXIT_USAGE;
 }
 
 int main(int argc, char **argv) {
     const char *name = argc > 0 ? strrchr(argv[0], '/') : NULL;
     name = name != NULL ? name + 1 : argc > 0 ? argv[0] : "";
-    if (strcmp(name, "srun") == 0)
-        return srun(argc, argv);
+    if (is_launcher(name))
+        return launch(argv);
     if (strcmp(name, "lrms-vm-root") == 0)
         return become_root(argc, argv);
     if (argc < 2)
@@ -195,7 +195,7 @@ int main(int argc, char **argv) {
         return mount_share(argv[2]);
     if (strcmp(verb, "mounted") == 0 && argc >= 4)
         return wait_mounted(argc - 2, argv + 2);
-    if (strcmp(verb, "srun") == 0)
-        return srun(argc - 1, argv + 1);
+    if (is_launcher(verb))
+        return launch(argv + 1);
     return usage();
 }

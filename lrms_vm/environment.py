@@ -7,7 +7,7 @@ The rule, and the one place where it is written down:
     2. `--vm-env=NAMES` adds back any of them by name, except ours.
     3. HOME, USER, LOGNAME, PATH are the guest's; SHELL is set there, to a shell the image has.
     4. LRMS_VM_IMAGE and LRMS_VM_IMAGE_DIGEST tell the payload where it runs.
-    5. A task started by `srun` from inside a guest: the values of that guest win, except the step's own
+    5. A task started from inside a guest (launchers.py): the values of that guest win, except the step's own
        (`STEP_PREFIXES`). They travel in one variable, because the host's programs must never run with them:
        an LD_PRELOAD set in the guest would be a way out of it.
 """
@@ -36,7 +36,8 @@ HOST_NAMES = frozenset(
     b"PERL5LIB PERLLIB RUBYLIB GEM_PATH GEM_HOME GOPATH GOROOT JAVA_HOME CLASSPATH TCLLIBPATH R_HOME R_LIBS "
     b"GCONV_PATH LOCPATH NLSPATH TZDIR TERMINFO TERMINFO_DIRS MODULEPATH MODULESHOME LOADEDMODULES _LMFILES_ "
     b"DISPLAY XAUTHORITY WAYLAND_DISPLAY SESSION_MANAGER DESKTOP_SESSION KRB5CCNAME WINDOWID "
-    b"INVOCATION_ID JOURNAL_STREAM NOTIFY_SOCKET LISTEN_FDS LISTEN_PID MEMORY_PRESSURE_WATCH SLURM_CONF".split()
+    b"INVOCATION_ID JOURNAL_STREAM NOTIFY_SOCKET LISTEN_FDS LISTEN_PID MEMORY_PRESSURE_WATCH "
+    b"SLURM_CONF PBS_JOBCOOKIE".split()
 )
 HOST_PREFIXES = (b"LD_", b"SSH_", b"XDG_", b"DBUS_", b"GPG_", b"SUDO_", b"SYSTEMD_", b"LMOD_", b"CONDA_", b"__LMOD")
 
@@ -67,7 +68,7 @@ def pack(environment: Mapping[bytes, bytes]) -> bytes:
     packed = binascii.b2a_base64(zlib.compress(fields), newline=False)
     if len(packed) > MAX_TASK_VARIABLE_BYTES or len(fields) > MAX_TASK_BYTES:
         raise RequestError(
-            f"srun: the environment is too large to take along: {len(fields)} bytes, {len(packed)} packed",
+            f"the environment is too large to take along: {len(fields)} bytes, {len(packed)} packed",
             hint=f"at most {MAX_TASK_VARIABLE_BYTES} bytes packed; unset what the step does not need",
             code="environment-too-large",
         )
@@ -83,7 +84,7 @@ def unpack(packed: bytes) -> dict[bytes, bytes]:
             raise ValueError(f"more than {MAX_TASK_BYTES} bytes, or cut short")
     except (ValueError, zlib.error) as error:
         raise RequestError(
-            f"{TASK_VARIABLE.decode()}: not what srun in a guest sends: {error}",
+            f"{TASK_VARIABLE.decode()}: not what a launcher in a guest sends: {error}",
             hint="do not set this variable",
             code="environment-unreadable",
         ) from error

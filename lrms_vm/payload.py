@@ -76,19 +76,27 @@ def run(
     *,
     user: UserPlaces,
     job_environment: Mapping[bytes, bytes],
+    lrms: str = "slurm",
+    commands: str | None = None,
     script_at: int | None = None,
     booting_since: float,
     timing: Path | None = None,
 ) -> PayloadResult:
     """Run `argv` in the job's guest. `script_at`: which of its words is a file of the host, to be copied in.
 
+    `commands`: the directory of the batch system's own commands, where that is not one of the usual ones.
     `booting_since` is the time.time() at which the guest was handed over. Raises `GuestLost`, `RequestError`.
     """
     signals = Signals()
     signals.block()
     came_at = time.time()
-    wait_until_ready(user, signals, timeout_s=patience_s(verdict.boot_timeout_s, came_at - booting_since))
     tty = os.isatty(0) and os.isatty(1)
+    launcher = None
+    if script_at is not None or tty:
+        from lrms_vm import launch_service, launchers
+
+        launcher = launchers.usable(lrms, job_environment)
+    wait_until_ready(user, signals, timeout_s=patience_s(verdict.boot_timeout_s, came_at - booting_since))
     task = _Task(user, signals, identifier="t" + os.urandom(8).hex(), tty=tty)
     words = [os.fsencode(word) for word in argv]
     also: dict[bytes, bytes] = {b"TERM": job_environment.get(b"TERM", b"dumb")} if tty else {}
@@ -96,15 +104,15 @@ def run(
         with _open_script(argv[script_at]) as fd:
             task.prepare("script", fd.fileno())
         words[script_at] = f"{channel.GUEST_TASKS}/{task.identifier}/script".encode()
-    if (script_at is not None or tty) and b"SLURM_JOB_ID" in job_environment:
-        from lrms_vm import srun_service
-
+    if launcher is not None:
         if script_at is None:
             task.prepare_nothing()
-        also[b"LRMS_VM_SRUN"] = f"{channel.GUEST_TASKS}/{task.identifier}/srun.sock".encode()
+        there = f"{channel.GUEST_TASKS}/{task.identifier}/launch.sock"
+        also[launcher.socket_variable.encode()] = there.encode()
         local = user.root / f"s{task.identifier}"
-        task.options.append(f"RemoteForward={also[b'LRMS_VM_SRUN'].decode()} {local}")
-        task.service = srun_service.offer(local, job_environment, shares=verdict.shares)
+        task.options.append(f"RemoteForward={there} {local}")
+        search = commands or launch_service.PATH
+        task.service = launch_service.offer(local, launcher, job_environment, shares=verdict.shares, search=search)
     environment = payload_environment(job_environment, verdict, also=also)
     directory = guest_directory(job_environment.get(b"PWD", b""), verdict)
     began_at = time.time()
@@ -219,7 +227,7 @@ def console_tail(console: Path) -> list[str]:
 
 
 class _Task:
-    """One payload in the guest and what belongs to it while it runs: its sessions, its signals, its srun service."""
+    """One payload in the guest and what belongs to it while it runs: its sessions, its signals, its launch service."""
 
     def __init__(self, user: UserPlaces, signals: Signals, *, identifier: str, tty: bool) -> None:
         self.user, self.signals, self.identifier, self.tty = user, signals, identifier, tty

@@ -5,6 +5,7 @@
     lrms_vm/guest                   our static program, so that both halves always match
     lrms_vm/{hostname,passwd,group,shares,version}
     lrms_vm/root                    where the user may become root inside
+    lrms_vm/launcher                the batch system's program that starts a job's tasks, where it has one
     lrms_vm/channel                 tcp PORT HOST, where the guest answers at its address
     lrms_vm/address                 MAC ADDRESS PREFIX GATEWAY DNS..., where it has a network of ours
     lrms_vm/{ssh_host_ed25519_key,authorized_keys}
@@ -78,19 +79,23 @@ def make(
     config: Site,
     timeout_s: float,
     root: bool = False,
+    launcher: str = "",
     address: Address | None = None,
     channel_port: int | None = None,
 ) -> None:
     """Make `domain.seed_path`, 0600 and the hypervisor's. Its directory is there and only root can write it.
 
-    `root`: whether the user may become root inside. `address`: the guest's on the node's own network; `channel_port`:
-    where at that address it answers, if the channel is none of the hypervisor's.
+    `root`: whether the user may become root inside. `launcher`: what starts the job's tasks (launchers.py).
+    `address`: the guest's on the node's own network; `channel_port`: where at that address it
+    answers, if the channel is none of the hypervisor's.
     It holds a private key: no file of it is ever readable by anybody but root and the hypervisor's user.
     Raises `NodeError`, `ConfigError`.
     """
     uid, gid = hypervisor_ids(domain.run_as)
     program = _read_program(guest_program(config))
-    files = seed_files(domain.name, account, pair, shares, program=program, root=root, address=address)
+    files = seed_files(
+        domain.name, account, pair, shares, program=program, root=root, launcher=launcher, address=address
+    )
     if address is not None and channel_port is not None:
         files["lrms_vm/channel"] = _lines([f"tcp {channel_port} {address.gateway}"])
     target = Path(domain.seed_path)
@@ -121,6 +126,7 @@ def seed_files(
     *,
     program: bytes,
     root: bool = False,
+    launcher: str = "",
     address: Address | None = None,
 ) -> dict[str, bytes]:
     """Pure: every file of the seed by its path. Raises `ConfigError` for an account no guest could have."""
@@ -140,6 +146,7 @@ def seed_files(
         "lrms_vm/ssh_host_ed25519_key": pair.host_private,
         "lrms_vm/version": _lines([VERSION]),
         **({"lrms_vm/root": b"1\n"} if root else {}),
+        **({"lrms_vm/launcher": _lines([launcher])} if launcher else {}),
         **(_network_files(address) if address else {}),
     }
 

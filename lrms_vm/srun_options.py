@@ -1,7 +1,6 @@
-"""Which options `srun` inside a guest may give to the real one on the host. Pure.
+"""Which options `srun` inside a guest may give to the real one on the host: the table, and srun's own rules. Pure.
 
-An allow-list (srun(1), Slurm 22.05 to 24.11): where and how a step's tasks run may be said; nothing that would run or
-write something on the host, reach another job, or bypass the guest. What is not in the table is refused by name.
+srun(1), Slurm 22.05 to 24.11. What is not in the table is refused by name (launch_options.py).
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lrms_vm.errors import UsageError
+from lrms_vm.launch_options import Grammar
 
-# Long options. "=": takes an argument; "?": may take one, only as --name=value; "": takes none.
 LONG: dict[str, str] = {
     "ntasks": "=",
     "nodes": "=",
@@ -112,6 +110,7 @@ HINTS = {
     "multi-prog": "start one srun per program, or let a script choose by SLURM_PROCID",
     "vm-image": "a job's guests all run the image the job was started with",
 }
+GRAMMAR = Grammar("srun", LONG, SHORT, _SHORT_REFUSED, HINTS)
 
 
 @dataclass(frozen=True)
@@ -124,97 +123,25 @@ class Step:
 
 
 def parse(arguments: Sequence[str], *, may_change_to: Callable[[str], bool]) -> Step:
-    """Read srun's command line as srun does (getopt_long: bundles, abbreviations, up to the first operand).
+    """Read srun's command line as srun does.
 
     `may_change_to` says whether a directory is one that host and guest share (for --chdir).
     Raises `UsageError` (64) naming the option that is refused or cannot be read.
     """
     options: list[str] = []
     export: str | None = None
-    rest = list(arguments)
-    while rest and rest[0].startswith("-") and rest[0] != "-":
-        word = rest.pop(0)
-        if word == "--":
-            break
-        found = _long(word, rest) if word.startswith("--") else _bundle(word, rest)
-        for name, value in found:
-            if name == "export":
-                export = value
-                continue
-            if name == "chdir" and (value is None or not may_change_to(value)):
-                raise UsageError(
-                    f"srun: --chdir={value}: not in a directory that the guest shares with the host",
-                    hint="use the working directory or a --vm-share",
-                    code="srun-refused",
-                )
-            if name in ("nodelist", "exclude") and value is not None and "/" in value:
-                raise UsageError(
-                    f"srun: --{name}={value}: srun would read a file of the host",
-                    hint="write the node names",
-                    code="srun-refused",
-                )
-            options.append(f"--{name}" if value is None else f"--{name}={value}")
-    step = Step(tuple(options), export, tuple(rest))
+    found, command = GRAMMAR.read(arguments)
+    for name, value in found:
+        if name == "export":
+            export = value
+            continue
+        if name == "chdir" and (value is None or not may_change_to(value)):
+            hint = "use the working directory or a --vm-share"
+            raise GRAMMAR.refusal(f"--chdir={value}: not in a directory that the guest shares with the host", hint)
+        if name in ("nodelist", "exclude") and value is not None and "/" in value:
+            raise GRAMMAR.refusal(f"--{name}={value}: srun would read a file of the host", "write the node names")
+        options.append(f"--{name}" if value is None else f"--{name}={value}")
+    step = Step(tuple(options), export, command)
     if not step.command and not {"--help", "--version", "--usage"} & set(options):
-        raise UsageError("srun: no command to run", hint="srun [options] COMMAND [arguments]", code="srun-usage")
+        raise GRAMMAR.usage("no command to run", "srun [options] COMMAND [arguments]")
     return step
-
-
-def _long(word: str, rest: list[str]) -> list[tuple[str, str | None]]:
-    written, equals, value = word[2:].partition("=")
-    name = _full(written)
-    takes = LONG[name]
-    if takes == "" and equals:
-        raise _unreadable(f"--{name} takes no value")
-    if takes == "=" and not equals:
-        if not rest:
-            raise _unreadable(f"--{name} needs a value")
-        return [(name, rest.pop(0))]
-    return [(name, value if equals else None)]
-
-
-def _full(written: str) -> str:
-    """The option meant; exact, or an abbreviation of only one that srun or we know (getopt_long(3))."""
-    if written in LONG:
-        return written
-    known = [*LONG, *HINTS, *_SHORT_REFUSED.values()]
-    meant = sorted({name for name in known if written and name.startswith(written)})
-    if len(meant) == 1 and meant[0] in LONG:
-        return meant[0]
-    raise _refused(meant[0] if len(meant) == 1 else written)
-
-
-def _bundle(word: str, rest: list[str]) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
-    letters = word[1:]
-    while letters:
-        letter, letters = letters[0], letters[1:]
-        if letter not in SHORT:
-            raise _refused(_SHORT_REFUSED.get(letter, ""), f"-{letter}")
-        name = SHORT[letter]
-        takes = LONG[name]
-        if takes == "":
-            found.append((name, None))
-        elif letters or takes == "?":  # -n2; an optional argument only stands in the same word
-            found.append((name, letters or None))
-            letters = ""
-        elif rest:
-            found.append((name, rest.pop(0)))
-        else:
-            raise _unreadable(f"-{letter} needs a value")
-    return found
-
-
-def _refused(name: str, letter: str = "") -> UsageError:
-    shown = " ".join(
-        word for word in (letter, f"(--{name})" if letter and name else f"--{name}" if name else "") if word
-    )
-    return UsageError(
-        f"srun: option {shown!r:.80} is not possible from inside a guest",
-        hint=HINTS.get(name, "steps started from a guest may only say where and how their tasks run"),
-        code="srun-refused",
-    )
-
-
-def _unreadable(what: str) -> UsageError:
-    return UsageError(f"srun: {what}", hint="see srun(1)", code="srun-usage")

@@ -70,7 +70,8 @@ def launch(event):
     words = [str(word) for word in event.argv or []]
     command = [str(event.progname), *words[1:]]
     event.progname = EXEC
-    event.argv = [EXEC, "exec", "--lrms", "openpbs", "--verdict", path, "--", *command]
+    commands = os.path.join(pbs.pbs_conf.get("PBS_EXEC") or "/opt/pbs", "bin")
+    event.argv = [EXEC, "exec", "--lrms", "openpbs", "--commands", commands, "--verdict", path, "--", *command]
 
 
 def end(event):

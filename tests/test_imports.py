@@ -18,7 +18,7 @@ _PURE = """
     lrms.slurm_notation lrms.base lrms.slurm lrms.gridengine lrms.pbs_text lrms.torque lrms.torque_filter lrms.openpbs lrms.local lrms
     trust.names trust.name_hash trust.dn trust.der trust.digests trust.tree trust.patterns trust.voms trust.policy_values trust.toml_table trust.policy trust.certificate_policies trust.anchor_index trust.crl trust.x509 trust.rules trust.policy_lint trust.ca_lint trust.cms trust.dgst trust.verify trust.forms
     trust.strict_json trust.sealed_json trust.smime trust.json_object trust.imagelist trust.list_rules trust.verify_list trust.freshness trust.list_extract trust
-    disk_format qcow2 verdict logfmt provenance metrics report environment srun_options xml_check overhead node_size kernel_rules network_rules domain cgroup_paths
+    disk_format qcow2 verdict logfmt provenance metrics report environment launch_options srun_options pbsdsh_options launchers xml_check overhead node_size kernel_rules network_rules domain cgroup_paths
     recipe apt_sources guest_system initrd water_marks
     submit.description submit.result submit.words submit.carry submit.job_script submit.systems submit.slurm submit.gridengine submit.pbs submit.drmaa_words
 """
@@ -27,7 +27,7 @@ _EFFECTS = """
     anchors site_policy decision resolve
     fetch_http fetch hashing image_file file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel keys signing signing_list overlay seed network
-    guest node_memory channel console share attach srun_service payload starter
+    guest node_memory channel console share attach launch_service payload starter
     counters lifecycle teardown retries batch_system slurm_node gridengine_node torque_node openpbs_node node submit
     build finding checks_xen installed_from checks installed install install_gridengine install_pbs install_systemd
     cli __main__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ MEMORY_FILES = (
     *("memory.max", "memory.peak", "memory.events"),  # v2
 )
 MAX_ENVIRONMENT_BYTES = 16 << 20
+OUT_OF_MEMORY = "Out of memory: Killed process"  # mm/oom_kill.c, on the guest's console
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,6 +32,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     payload.add_argument("--verdict", required=True, type=Path, help="the root-owned file of the prologue")
     payload.add_argument("--lrms", choices=STARTED_BY, default="slurm", help="the batch system that calls")
+    payload.add_argument("--commands", metavar="DIR", help="where that one's own commands are")
     payload.add_argument("--script", action="store_true", help="the command is a script of this node: copy it in")
     payload.add_argument("--env-fd", type=int, metavar="N", help="read the job's environment (NUL-terminated) there")
     payload.add_argument("--timing", type=Path, metavar="FILE", help="write the payload's times, in ms, as JSON")
@@ -86,6 +89,8 @@ def _exec(args: argparse.Namespace) -> int:
             command.words,
             user=job.user,
             job_environment=job_environment,
+            lrms=args.lrms,
+            commands=args.commands,
             script_at=command.script_at,
             booting_since=written_at,
             timing=args.timing,
@@ -98,6 +103,12 @@ def _exec(args: argparse.Namespace) -> int:
         for line in payload.console_tail(job.console):
             print(f"  | {line}", file=sys.stderr)
         raise
+    if result.signal == signal.SIGKILL or result.exit_code == 128 + signal.SIGKILL:
+        for line in payload.console_tail(job.console)[::-1]:
+            if OUT_OF_MEMORY in line:
+                told = f"lrms-vm: killed; the guest's kernel had no memory left (ask for more, or use less): {line}"
+                print(told, file=sys.stderr, flush=True)
+                break
     if result.signal is not None:
         payload.die_by(result.signal)
     return result.exit_code if result.exit_code is not None else GuestLost.exit_code

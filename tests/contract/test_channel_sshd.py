@@ -376,7 +376,7 @@ def test_srun_in_the_guest_runs_the_real_one_on_the_host(guest: GuestInNamespace
     bin_directory.mkdir()
     (bin_directory / "srun").write_text(FAKE_SRUN)
     (bin_directory / "srun").chmod(0o755)
-    service = guest.root / "lrms_vm" / "srun_service.py"
+    service = guest.root / "lrms_vm" / "launch_service.py"
     service.write_text(
         service.read_text().replace('PATH = "/usr/local/sbin:', f'PATH = "{bin_directory}:/usr/local/sbin:')
     )

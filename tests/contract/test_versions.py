@@ -139,10 +139,10 @@ def test_a_verdict_of_a_newer_version_runs_nothing(tmp_path: Path) -> None:
 def test_what_runs_as_long_as_a_job_loads_nothing_of_ours_late() -> None:
     """exec runs for days, and its files may be replaced meanwhile: what it needs of them is loaded before the payload."""
     late = set()
-    for name in ("attach", "payload", "channel", "starter", "environment", "srun_service", "srun_options", "verdict"):
+    for name in ("attach", "payload", "channel", "starter", "environment", "launch_service", "launchers", "verdict"):
         tree = ast.parse((Path(record.__file__).parent / f"{name}.py").read_text())
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for node in ast.walk(function):
                 if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lrms_vm"):
                     late |= {f"{name}.{function.name}: {alias.name}" for alias in node.names}
-    assert late == {"payload.run: srun_service"}  # before the payload starts
+    assert late == {"payload.run: launch_service", "payload.run: launchers"}  # before the payload starts

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrms_vm.errors import UsageError
+from lrms_vm.launch_service import command
+from lrms_vm.launchers import SRUN, _exported
 from lrms_vm.srun_options import Step, parse
-from lrms_vm.srun_service import _exported, command
 
 
 def read(*arguments: str) -> Step:
@@ -70,7 +71,7 @@ def test_what_would_act_on_the_host_is_refused_by_name(word: str, named: str) ->
         read(word, "prog")
     assert named in str(caught.value)
     assert caught.value.exit_code == 64
-    assert caught.value.code == "srun-refused"
+    assert caught.value.code == "launch-refused"
 
 
 @pytest.mark.parametrize("arguments", [["--chdir=/etc"], ["-D", "/"], ["-w", "/etc/shadow"], ["--exclude=./f"]])
@@ -83,7 +84,7 @@ def test_host_paths_outside_the_shares_are_refused(arguments: list[str]) -> None
 def test_what_cannot_be_read_is_usage(arguments: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         read(*arguments)
-    assert caught.value.code == "srun-usage"
+    assert caught.value.code == "launch-usage"
 
 
 @given(st.lists(st.text(max_size=12), max_size=6))
@@ -108,6 +109,6 @@ def test_an_export_list_is_applied_to_the_task_and_never_to_the_host() -> None:
 def test_the_real_srun_never_gets_the_guest_s_environment() -> None:
     asked = {b"A": b"srun\0-n2\0prog\0", b"D": b"/\0", b"E": b"LD_PRELOAD=/x\0SLURM_CONF=/y\0"}
     job = {b"PATH": b"/usr/bin", b"SLURM_JOB_ID": b"7", b"LRMS_VM_KEY": b"k"}
-    argv, _, environment = command(asked, job, shares=(), search="/work/none:/usr/bin:/bin")
+    argv, _, environment = command(asked, SRUN, job, shares=(), search="/work/none:/usr/bin:/bin")
     assert argv[1:] == [b"--ntasks=2", b"--", b"prog"]
     assert set(environment) == {b"PATH", b"SLURM_JOB_ID", b"LRMS_VM_TASK_ENV"}

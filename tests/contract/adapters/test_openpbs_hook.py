@@ -193,7 +193,8 @@ def test_the_payload_is_led_into_the_guest(node: Node) -> None:
     wanted = job("42[3].server", resource="hep-jets")
     assert node.run("EXECJOB_PROLOGUE", wanted).accepted
     event = node.run("EXECJOB_LAUNCH", wanted)
-    start = ["/opt/lrms-vm-exec", "exec", "--lrms", "openpbs", "--verdict", str(path), "--"]
+    options = ["--lrms", "openpbs", "--commands", "/opt/pbs/bin", "--verdict", str(path)]
+    start = ["/opt/lrms-vm-exec", "exec", *options, "--"]
     assert (event.progname, event.argv) == ("/opt/lrms-vm-exec", [*start, "/bin/bash"])
 
     def task(event: fake_pbs.Event) -> None:

@@ -55,6 +55,10 @@ class Node:
             (root / name).write_text(text)
             (root / name).chmod(0o755)
 
+    def into_guest(self, verdict: Path) -> str:
+        """What the stand-in for lrms-vm-exec prints, up to the payload's own words."""
+        return f"exec exec --lrms torque --commands {self.root}/bin --verdict {verdict}"
+
     @staticmethod
     def program(path: Path, text: str) -> None:
         path.write_text(f"#!/bin/sh\n{text}\n")
@@ -346,7 +350,7 @@ def test_the_environment_of_an_ordinary_task_is_its_own(node: Node) -> None:
 def test_a_verdict_leads_into_the_guest(node: Node) -> None:
     path = node.verdict("torque-42-1.n1")
     done = node.call("starter", "/bin/bash", PBS_JOBID="42[1].tqa")
-    assert done.stdout == f"exec exec --lrms torque --verdict {path} -- /bin/bash\n"
+    assert done.stdout == f"{node.into_guest(path)} -- /bin/bash\n"
 
 
 def test_an_interactive_shell_keeps_its_terminal_on_the_way_into_the_guest(node: Node) -> None:
@@ -395,9 +399,7 @@ def test_a_task_waits_for_the_prologue_that_is_at_work_on_its_node(node: Node) -
     path.parent.mkdir(parents=True)
     node.program(node.root / "python", f"sleep 1; echo '{{}}' >{path}")
     assert node.prologue("nodes=2,other=vm:a", hook="prologue.parallel") == 0
-    assert (
-        node.call("starter", "/bin/hostname").stdout == f"exec exec --lrms torque --verdict {path} -- /bin/hostname\n"
-    )
+    assert node.call("starter", "/bin/hostname").stdout == f"{node.into_guest(path)} -- /bin/hostname\n"
 
 
 def test_a_task_does_not_wait_for_a_prologue_that_ended_without_a_verdict(node: Node) -> None:

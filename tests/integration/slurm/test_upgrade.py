@@ -11,7 +11,7 @@ import pytest
 from tests.integration.slurm.conftest import Desk
 
 # Of the new version; whoever was started from the old one and loads one of these now would end by it.
-NOT_FOR_THE_OLD = ("payload", "attach", "starter", "srun_service", "srun_options")
+NOT_FOR_THE_OLD = ("payload", "attach", "starter", "launch_service", "launchers", "srun_options")
 
 
 @pytest.fixture

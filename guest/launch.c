@@ -1,9 +1,9 @@
-/* srun inside the guest: asks the host's side of the task to run the real one.
+/* srun or pbsdsh inside the guest, by the name we are called: asks the host's side of the task to run the real one.
  *
- * Frames on the socket $LRMS_VM_SRUN: one byte of kind, four of length (big endian), the bytes.
+ * Frames on the socket $LRMS_VM_SRUN or $LRMS_VM_PBSDSH: one byte of kind, four of length (big endian), the bytes.
  *   to the host    A argv  D working directory  E environment (all NUL-terminated fields)  G go
  *                  I input (none: its end), each as answer to a W   S signal number, one byte
- *   from the host  W send more input   1 stdout   2 stderr   X 'e' or 's' and a number: how the real srun ended
+ *   from the host  W send more input   1 stdout   2 stderr   X 'e' or 's' and a number: how the real one ended
  */
 #include "lrms_vm_guest.h"
 
@@ -23,6 +23,11 @@
 
 enum { MAX_FRAME = 1 << 20, INPUT_BYTES = 32768 };
 
+static const struct {
+    const char *name, *variable;
+} LAUNCHERS[] = {{"srun", "LRMS_VM_SRUN"}, {"pbsdsh", "LRMS_VM_PBSDSH"}};
+static const char *program, *variable;
+
 static const int FORWARDED[] = {SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT};
 
 static void send_frame(int fd, char kind, const void *bytes, size_t length) {
@@ -30,7 +35,7 @@ static void send_frame(int fd, char kind, const void *bytes, size_t length) {
     uint32_t size = htonl((uint32_t)length);
     memcpy(head + 1, &size, 4);
     if (write_all(fd, head, 5) < 0 || write_all(fd, bytes, length) < 0)
-        die(EXIT_LOST, "srun: the host's side is gone: %s", strerror(errno));
+        die(EXIT_LOST, "%s: the host's side is gone: %s", program, strerror(errno));
 }
 
 static void send_fields(int fd, char kind, char *const *fields) {
@@ -50,7 +55,7 @@ static void read_exactly(int fd, void *bytes, size_t length) {
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
-            die(EXIT_LOST, "srun: the host's side is gone");
+            die(EXIT_LOST, "%s: the host's side is gone", program);
         next += got;
         length -= (size_t)got;
     }
@@ -60,10 +65,10 @@ static int ask(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || strlen(path) >= sizeof address.sun_path)
-        die(EXIT_LOST, "srun: %s: not a usable socket", path);
+        die(EXIT_LOST, "%s: %s: not a usable socket", program, path);
     strcpy(address.sun_path, path);
     if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
-        die(EXIT_LOST, "srun: cannot reach the host's side: %s", strerror(errno));
+        die(EXIT_LOST, "%s: cannot reach the host's side: %s", program, strerror(errno));
     return fd;
 }
 
@@ -90,7 +95,7 @@ static bool take_frame(int fd) {
     memcpy(&length, head + 1, 4);
     length = ntohl(length);
     if (length > MAX_FRAME)
-        die(EXIT_LOST, "srun: the host's side sent nonsense");
+        die(EXIT_LOST, "%s: the host's side sent nonsense", program);
     read_exactly(fd, bytes, length);
     if (head[0] == 'X')
         end_like(bytes, length);
@@ -99,11 +104,21 @@ static bool take_frame(int fd) {
     return head[0] == 'W';
 }
 
-int srun(int argc, char **argv) {
-    const char *path = getenv("LRMS_VM_SRUN");
-    (void)argc;
+bool is_launcher(const char *name) {
+    for (size_t i = 0; i < sizeof LAUNCHERS / sizeof *LAUNCHERS; i++)
+        if (strcmp(name, LAUNCHERS[i].name) == 0) {
+            program = LAUNCHERS[i].name;
+            variable = LAUNCHERS[i].variable;
+            return true;
+        }
+    return false;
+}
+
+/* Called by a name for which `is_launcher` said yes. */
+int launch(char **argv) {
+    const char *path = getenv(variable);
     if (path == NULL)
-        die(EXIT_USAGE, "srun: not possible from here: this task was not started by a batch script");
+        die(EXIT_USAGE, "%s: not possible from here: this task was not started by a batch script", program);
     signal(SIGPIPE, SIG_IGN);
     int fd = ask(path);
     sigset_t forwarded;

@@ -1,8 +1,7 @@
-"""The host's side of `srun` inside a guest: runs the real one, in the job's step, as the job's user.
+"""The host's side of a launcher (srun, pbsdsh) inside a guest: runs the real one, in the job's step, as the job's user.
 
-A process of its own per task, one more per srun. The real srun gets the job's original environment and none of the
-guest's, except packed in one variable that only `exec` on the other side opens (environment.py): nothing a guest
-says may reach a program on the host. Frames are those of guest/srun.c.
+A process of its own per task, one more per call. The real launcher gets the job's environment and none of the guest's,
+but packed (launchers.py): nothing a guest says may reach a program on the host. Frames are those of guest/launch.c.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lrms_vm import srun_options
-from lrms_vm.environment import OURS, TASK_VARIABLE, pack, parse
+from lrms_vm.environment import OURS, parse
 from lrms_vm.errors import LrmsVmError, NodeError, UsageError
+from lrms_vm.launchers import Launcher
 from lrms_vm.paths import below
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -29,14 +28,18 @@ MAX_FRAME_BYTES = 8 << 20
 MAX_AT_ONCE = 256
 CHUNK_BYTES = 1 << 15
 END_AFTER_S = 5.0
+LOOK_S = 1.0
+LATE_S = 5.0  # how long the launcher's children may be silent once it has ended, before nobody listens any more
 FORWARDED = {
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM),
     *(signal.SIGTERM, signal.SIGCONT),
 }
 
 
-def offer(path: Path, job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH) -> int:
-    """Listen on `path` in a child of ours, in its own process group; return its pid. `search` is where srun is."""
+def offer(
+    path: Path, launcher: Launcher, job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH
+) -> int:
+    """Listen on `path` in a child of ours, in its own process group; return its pid. `search`: directories."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(64)
@@ -51,7 +54,7 @@ def offer(path: Path, job_environment: Mapping[bytes, bytes], *, shares: Sequenc
                     signal.signal(number, signal.SIG_DFL)
                 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the ones below
                 signal.pthread_sigmask(signal.SIG_SETMASK, [])
-                _listen(listener, job_environment, shares, search)
+                _listen(listener, launcher, job_environment, shares, search)
             finally:
                 os._exit(1)
     listener.close()
@@ -61,7 +64,11 @@ def offer(path: Path, job_environment: Mapping[bytes, bytes], *, shares: Sequenc
 
 
 def _listen(
-    listener: socket.socket, job_environment: Mapping[bytes, bytes], shares: Sequence[str], search: str
+    listener: socket.socket,
+    launcher: Launcher,
+    job_environment: Mapping[bytes, bytes],
+    shares: Sequence[str],
+    search: str,
 ) -> None:
     while True:
         connection, _ = listener.accept()
@@ -69,18 +76,23 @@ def _listen(
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
-                serve(connection, job_environment, shares=shares, search=search)
+                serve(connection, launcher, job_environment, shares=shares, search=search)
             except (OSError, LrmsVmError) as error:  # the guest's end went away: there is nobody to tell but the log
-                print(f"lrms-vm: srun: {error}", file=sys.stderr)
+                print(f"lrms-vm: {launcher.name}: {error}", file=sys.stderr)
             finally:
                 os._exit(0)
         connection.close()
 
 
 def serve(
-    connection: socket.socket, job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH
+    connection: socket.socket,
+    launcher: Launcher,
+    job_environment: Mapping[bytes, bytes],
+    *,
+    shares: Sequence[str],
+    search: str = PATH,
 ) -> None:
-    """One srun of the guest, to its end."""
+    """One call of the guest, to its end."""
     frames = _Frames(connection)
     asked: dict[bytes, bytes] = {}
     while (frame := frames.next()) is not None and frame[0] != b"G":
@@ -88,7 +100,7 @@ def serve(
     if frame is None:
         return
     try:
-        argv, directory, environment = command(asked, job_environment, shares=shares, search=search)
+        argv, directory, environment = command(asked, launcher, job_environment, shares=shares, search=search)
     except LrmsVmError as error:
         _send(connection, b"2", f"lrms-vm: {error}\n".encode())
         _send(connection, b"X", b"e" + bytes([error.exit_code]))
@@ -97,7 +109,7 @@ def serve(
         argv,
         env=environment,
         cwd=directory,
-        stdin=subprocess.PIPE,
+        stdin=subprocess.PIPE if launcher.takes_input else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
@@ -106,47 +118,31 @@ def serve(
 
 
 def command(
-    asked: Mapping[bytes, bytes], job_environment: Mapping[bytes, bytes], *, shares: Sequence[str], search: str = PATH
+    asked: Mapping[bytes, bytes],
+    launcher: Launcher,
+    job_environment: Mapping[bytes, bytes],
+    *,
+    shares: Sequence[str],
+    search: str = PATH,
 ) -> tuple[list[bytes], bytes, dict[bytes, bytes]]:
-    """The real srun's argv, working directory and environment for what the guest asked. Raises `UsageError`."""
+    """The real one's argv, working directory and environment for what the guest asked. Raises `UsageError`,
+    `RequestError` as `Launcher.read`, `NodeError` where there is no such program."""
     arguments = [os.fsdecode(word) for word in asked.get(b"A", b"").split(b"\0")[1:-1]]
     here = os.fsdecode(asked.get(b"D", b"/").rstrip(b"\0"))
-    step = srun_options.parse(arguments, may_change_to=lambda path: below(os.path.join(here, path), shares))
-    guest = parse(asked.get(b"E", b""))
-    wanted, export = _exported(guest, step.export)
-    environment = {name: value for name, value in job_environment.items() if not name.startswith(OURS)}
-    environment[TASK_VARIABLE] = pack(wanted)
+    start = launcher.read(arguments, parse(asked.get(b"E", b"")), lambda path: below(os.path.join(here, path), shares))
+    job = {name: value for name, value in job_environment.items() if name.startswith(launcher.keeps)}
+    environment = {name: value for name, value in job.items() if not name.startswith(OURS)} | dict(start.variables)
     directory = here if below(here, shares) and os.path.isdir(here) else os.getcwd()
-    argv = [_find(search), *step.options, *export, "--", *step.command]
+    argv = [_find(launcher.name, search), *start.options, "--", *start.command]
     return [os.fsencode(word) for word in argv], os.fsencode(directory), environment
 
 
-def _exported(guest: Mapping[bytes, bytes], export: str | None) -> tuple[dict[bytes, bytes], list[str]]:
-    """What of the guest's environment goes along, and the option for the real srun (srun(1), --export).
-
-    Names and values of a list are the guest's: applied here, they never become variables of a program on the host.
-    """
-    if export is None:
-        return dict(guest), []
-    if export == "NONE":
-        return {}, ["--export=NONE"]
-    words = [os.fsencode(word) for word in export.split(",")]
-    wanted = dict(guest) if b"ALL" in words else {}
-    for word in words:
-        name, equals, value = word.partition(b"=")
-        if equals:
-            wanted[name] = value
-        elif name in guest:
-            wanted[name] = guest[name]
-    return wanted, ["--export=ALL"]
-
-
-def _find(search: str) -> str:
+def _find(name: str, search: str) -> str:
     for directory in search.split(":"):
-        path = f"{directory}/srun"
+        path = f"{directory}/{name}"
         if os.access(path, os.X_OK) and not os.path.realpath(path).startswith("/run/lrms_vm/"):
             return path
-    raise NodeError(f"no srun on this node in {search}", code="srun-missing")
+    raise NodeError(f"no {name} on this node in {search}", code="launcher-missing")
 
 
 class _Frames:
@@ -161,7 +157,7 @@ class _Frames:
             return None
         kind, length = struct.unpack(">cI", self.buffer[:5])
         if length > MAX_FRAME_BYTES:
-            raise UsageError(f"srun: a frame of {length} bytes from the guest", code="srun-unreadable")
+            raise UsageError(f"a frame of {length} bytes from the guest", code="launch-unreadable")
         if len(self.buffer) < 5 + length:
             return None
         text, self.buffer = self.buffer[5 : 5 + length], self.buffer[5 + length :]
@@ -185,11 +181,13 @@ def _send(connection: socket.socket, kind: bytes, text: bytes) -> None:
 
 
 class _Input:
-    """What the guest sent for the real srun's stdin and that has not taken yet; never blocks."""
+    """What the guest sent for the real one's stdin and that has not taken yet; never blocks."""
 
     def __init__(self, fd: int, selector: selectors.BaseSelector) -> None:
+        """`fd` is -1 for a launcher that takes no input."""
         self.fd, self.selector, self.waiting = fd, selector, b""
-        os.set_blocking(fd, False)
+        if fd >= 0:
+            os.set_blocking(fd, False)
 
     def give(self, text: bytes) -> None:
         """No text is the end of the input."""
@@ -223,18 +221,23 @@ class _Input:
 
 
 def _carry(connection: socket.socket, frames: _Frames, process: subprocess.Popen[bytes]) -> None:
-    """Bytes and signals between the guest's srun and the real one, until that ends."""
-    assert process.stdin and process.stdout and process.stderr
+    """Bytes and signals between the guest's launcher and the real one, until that ends."""
+    assert process.stdout and process.stderr
     kinds = {process.stdout.fileno(): b"1", process.stderr.fileno(): b"2"}
     with selectors.PollSelector() as selector:
-        to_step = _Input(os.dup(process.stdin.fileno()), selector)
+        to_step = _Input(os.dup(process.stdin.fileno()) if process.stdin else -1, selector)
         selector.register(connection, selectors.EVENT_READ)
         for fd in kinds:
             selector.register(fd, selectors.EVENT_READ)
-        process.stdin.close()
-        _send(connection, b"W", b"")
+        if process.stdin:
+            process.stdin.close()
+            _send(connection, b"W", b"")
+        ended_at = None
         while kinds:
-            for key, _ in selector.select():
+            ready = selector.select(LOOK_S)
+            if not ready and ended_at is not None and time.monotonic() > ended_at + LATE_S:
+                break
+            for key, _ in ready:
                 if key.fd == connection.fileno():
                     if not frames.more():
                         selector.unregister(connection)
@@ -255,13 +258,15 @@ def _carry(connection: socket.socket, frames: _Frames, process: subprocess.Popen
                     else:
                         selector.unregister(key.fd)
                         del kinds[key.fd]
+            if ended_at is None and process.poll() is not None:
+                ended_at = time.monotonic()
     to_step.close()
     code = process.wait()
     _send(connection, b"X", b"s" + bytes([-code]) if code < 0 else b"e" + bytes([code]))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The guest's srun is gone: so must the step be."""
+    """The guest's launcher is gone: so must the tasks be."""
     process.terminate()
     until = time.monotonic() + END_AFTER_S
     while process.poll() is None and time.monotonic() < until:
