@@ -94,11 +94,6 @@ LAUNCHERS = {
 }
 
 
-def launcher_name(lrms: str) -> str:
-    """What it is called in a guest of this batch system; "" where there is none."""
-    return LAUNCHERS[lrms].name if lrms in LAUNCHERS else ""
-
-
 def usable(lrms: str, job_environment: Mapping[bytes, bytes]) -> Launcher | None:
     """The one that a job of this batch system with this environment can use; None where there is none."""
     launcher = LAUNCHERS.get(lrms)

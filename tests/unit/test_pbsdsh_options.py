@@ -11,6 +11,7 @@ from lrms_vm.environment import TASK_VARIABLE, unpack
 from lrms_vm.errors import UsageError
 from lrms_vm.launch_options import Grammar
 from lrms_vm.launch_service import command
+from lrms_vm.lrms.base import LAUNCHERS
 from lrms_vm.pbsdsh_options import OPENPBS, TORQUE, Tasks, parse
 
 GUEST = {b"A": b"1", b"B": b"x=y", b"PBS_TASKNUM": b"1", b"LD_PRELOAD": b"/x"}
@@ -152,6 +153,5 @@ def test_a_job_has_its_own_system_s_launcher_or_none(lrms: str, job: dict[bytes,
     assert (found.name if found else None) == name
 
 
-def test_a_guest_has_the_launcher_of_its_batch_system_only() -> None:
-    names = [launchers.launcher_name(lrms) for lrms in ("slurm", "torque", "openpbs", "gridengine", "local")]
-    assert names == ["srun", "pbsdsh", "pbsdsh", "", ""]
+def test_what_the_prologue_puts_into_a_guest_is_what_its_host_answers() -> None:
+    assert {lrms: launcher.name for lrms, launcher in launchers.LAUNCHERS.items()} == LAUNCHERS

@@ -29,7 +29,12 @@ def test_seed_holds_what_the_guest_needs() -> None:
     assert made["lrms_vm/ssh_host_ed25519_key"].startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----\n")
     assert made["lrms_vm/authorized_keys"].startswith(b"ssh-ed25519 AAAA")
     assert PAIR.user_private not in made.values()  # the user's half stays outside
-    assert "lrms_vm/root" not in made
+    assert "lrms_vm/root" not in made and "lrms_vm/launcher" not in made
+
+
+def test_the_seed_names_the_launcher_of_the_batch_system() -> None:
+    made = seed.seed_files("lrms_vm-torque-12.n1", ALICE, PAIR, (), program=b"\x7fELF", launcher="pbsdsh")
+    assert made["lrms_vm/launcher"] == b"pbsdsh\n"
 
 
 def test_the_seed_gives_root_inside_only_where_it_is_told_to() -> None:
