@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 /* CHANNEL_NICE: while the rest of the system still starts, the job's connection comes first; payloads run at 0. */
-enum { MAX_FILE = 4 << 20, MAX_FIELD = 4096, RESTART_US = 300000, CHANNEL_NICE = -10 };
+enum { MAX_FILE = 4 << 20, MAX_FIELD = 4096, RESTART_US = 300000, SCOPE_LOOKS = 400, CHANNEL_NICE = -10 };
 
 struct user {
     char name[256], gecos[256], home[MAX_FIELD], shell[MAX_FIELD];
@@ -322,9 +322,35 @@ static void bring_loopback_up(void) {
     close(fd);
 }
 
+/* Whoever was there before systemd, it takes into init.scope (cgroup v2), and where the kernel ends one process in a scope
+ * for lack of memory, systemd ends them all: a payload's would take the channel along. So out again, once it is done. */
+static void leave_init_scope(void) {
+    static const char SCOPE[] = "/sys/fs/cgroup/init.scope/cgroup.procs", OURS[] = "/sys/fs/cgroup/lrms_vm";
+    for (int looks = 0, alone = 0; looks < SCOPE_LOOKS && alone < 10; looks++, usleep(RESTART_US)) {
+        char pids[4096] = "";
+        int from = open(SCOPE, O_RDONLY | O_CLOEXEC);
+        if (from < 0)
+            continue; /* no systemd yet, or cgroups of version 1, where it is not told of such an end */
+        ssize_t got = read(from, pids, sizeof pids - 1);
+        close(from);
+        mkdir(OURS, 0755);
+        int to = open("/sys/fs/cgroup/lrms_vm/cgroup.procs", O_WRONLY | O_CLOEXEC);
+        bool moved = false;
+        for (char *pid = strtok(got > 0 ? pids : "", "\n"); to >= 0 && pid != NULL; pid = strtok(NULL, "\n"))
+            moved |= strcmp(pid, "1") != 0 && write(to, pid, strlen(pid)) > 0; /* one may have ended meanwhile */
+        alone = moved ? 0 : alone + 1;
+        if (to >= 0)
+            close(to);
+    }
+}
+
 /* A process of its own that keeps the channel's program running, as systemd would: it is not there yet. */
 static void keep_channel(void) {
     setsid();
+    if (fork() == 0) {
+        leave_init_scope();
+        _exit(0);
+    }
     errno = 0;
     if (setpriority(PRIO_PROCESS, 0, CHANNEL_NICE) < 0)
         warn_line("boot: priority: %s", strerror(errno));

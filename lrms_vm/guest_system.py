@@ -28,6 +28,7 @@ AllowIsolate=yes
 # The mount point is not a RuntimeDirectory: systemd would set it up anew before each Exec line, on the read-only seed.
 # A directory of systemd's own would not do for it: systemd wants to set its mode again, on a read-only disk.
 # KillMode: when the channel's program is restarted, payloads that run go on.
+# OOMPolicy: where the kernel ends one process of the payload for lack of memory, the others and the channel stay.
 # The condition: our own initrd has started the same program already, a second before systemd could.
 GUEST_UNIT = """\
 [Unit]
@@ -47,6 +48,7 @@ ExecStart=/run/lrms_vm/seed/lrms_vm/guest boot /run/lrms_vm/seed/lrms_vm
 Restart=always
 RestartSec=300ms
 KillMode=process
+OOMPolicy=continue
 StandardOutput=file:/dev/console
 StandardError=file:/dev/console
 """

@@ -106,7 +106,8 @@ def _exec(args: argparse.Namespace) -> int:
     if result.signal == signal.SIGKILL or result.exit_code == 128 + signal.SIGKILL:
         for line in payload.console_tail(job.console)[::-1]:
             if OUT_OF_MEMORY in line:
-                told = f"lrms-vm: killed; the guest's kernel had no memory left (ask for more, or use less): {line}"
+                said = line[line.index(OUT_OF_MEMORY) :]
+                told = f"lrms-vm: killed; the guest's kernel had no memory left (ask for more, or use less): {said}"
                 print(told, file=sys.stderr, flush=True)
                 break
     if result.signal is not None:

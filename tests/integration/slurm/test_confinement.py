@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -88,7 +89,10 @@ def ended(desk: Desk, job_id: int, node: str) -> Ended:
 
 
 def test_the_process_is_in_the_jobs_groups_with_the_jobs_limits(desk: Desk, hungry: int) -> None:
-    job_id = desk.sbatch(f"--mem={MEMORY_MIB}", "--nodelist=n2", "--vm-image=minimal", script=HOLD)
+    """And what takes all that its guest has, which is less, is ended by the guest's own kernel, and the guest lives."""
+    eat = """python3 -c 'x = [b"x" * (1 << 20) for _ in range(700)]'"""
+    script = f"{HOLD}{eat}; code=$?; echo SURVIVED; exit $code\n"
+    job_id = desk.sbatch(f"--mem={MEMORY_MIB}", "--nodelist=n2", "--vm-image=minimal", script=script)
     desk.written(f"up-{job_id}")
     key = f"slurm-{job_id}.n2"
     guest = Guest.of(desk.layout.places("n2"), key)
@@ -101,7 +105,13 @@ def test_the_process_is_in_the_jobs_groups_with_the_jobs_limits(desk: Desk, hung
     assert used.memory_peak_bytes is not None and 100 << 20 < used.memory_peak_bytes <= MEMORY_MIB << 20
     (desk.directory / "go").touch()
     done = ended(desk, job_id, "n2")
-    assert done.job.state == "COMPLETED"
+    assert (done.job.state, done.job.exit_code) == ("FAILED", "137:0"), done.output
+    assert "SURVIVED\n" in done.output
+    assert re.search(
+        "lrms-vm: killed; the guest's kernel had no memory left .*: .*Out of memory: Killed process [0-9]+ .python3.",
+        done.output,
+    ), done.output
+    assert "oom_kills" not in done.used
     assert 100 < done.used["memory_peak_mib"] <= MEMORY_MIB == done.used["memory_limit_mib"]
     assert done.used["cpu_s"] > 1
 
