@@ -108,6 +108,47 @@ def test_a_guest_that_is_stopped_can_be_cancelled_and_leaves_nothing(desk: Desk)
     assert desk.cluster.node_state("n1")[0] == "IDLE"
 
 
+def kill_slurmd(desk: Desk) -> None:
+    slurmd = desk.cluster.slurmd("n1")
+    pid = slurmd.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until("slurmd gone", lambda: slurmd.pid is None, timeout_s=10)
+
+
+def test_a_slurmd_killed_while_the_guest_boots_runs_and_goes_costs_nothing(desk: Desk) -> None:
+    """Killed while the prologue runs: test_faults.py."""
+    slurmd, libvirt = desk.cluster.slurmd("n1"), libvirtd(desk.cluster).pid
+    assert libvirt is not None
+    job_id = desk.sbatch(*SMALL, script=HOLD)
+    wait_until(
+        "the batch step", lambda: any(words.startswith(b"slurmstepd") for words in words_of(job_id)), timeout_s=60
+    )
+    kill_slurmd(desk)
+    slurmd.start()
+    desk.written("up")
+    kill_slurmd(desk)
+    slurmd.start()
+    os.kill(libvirt, signal.SIGSTOP)  # an epilogue takes long enough to be met
+    try:
+        (desk.directory / "go").touch()
+        wait_until("the epilogue", lambda: any(b"epilogue" in words for words in words_of(job_id)), timeout_s=60)
+        kill_slurmd(desk)
+    finally:
+        os.kill(libvirt, signal.SIGCONT)
+    slurmd.start()
+    as_if_nothing_had_been(desk, job_id)
+
+
+def words_of(job_id: int) -> list[bytes]:
+    """The command lines of what runs for a job, its hooks included."""
+    found = []
+    for pid in processes_of(job_id):
+        with suppress(OSError):
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes())
+    return found
+
+
 def lose_power(desk: Desk, job_id: int) -> None:
     """What a reboot of n1 ends: its slurmd, the job's slurmstepd, its processes and guest, its run_dir and cgroups."""
     key, cluster = f"slurm-{job_id}.n1", desk.cluster
