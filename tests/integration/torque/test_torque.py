@@ -48,6 +48,42 @@ def test_an_array_has_a_guest_for_each_task(desk: Desk) -> None:
         assert desk.end(name)[0] == int(task)
 
 
+def test_a_script_in_the_guest_starts_tasks_by_pbsdsh(desk: Desk) -> None:
+    """The node's own pbsdsh runs them, through the job starter: in the guest, with the job's environment."""
+    boot_id, here = "cat /proc/sys/kernel/random/boot_id", '"$PBS_O_WORKDIR"'
+    script = f"""\
+cd {here}; {boot_id} >lead; export MINE=theirs
+pbsdsh sh -c '{boot_id} >{here}/task.$PBS_VNODENUM; echo "task ${{MINE-none}} ${{PBS_JOBCOOKIE-none}}"'; echo rc $?
+said=$(pbsdsh -o -n 1 -e MINE,NEW=2 sh -c 'echo "$PBS_VNODENUM $PBS_TASKNUM $MINE $NEW"; exit 9' 2>problem); echo rc $? "$said"
+printf '0\\n1\\n' | while read -r n; do pbsdsh -sn "$n" true; echo loop $n $?; done
+pbsdsh -n 9 true 2>nodes; echo rc $?
+pbsdsh --host=x true 2>refused; echo rc $?
+pbsdsh -o sh -c "head -c 100000 /dev/zero | tr '\\\\0' x" | wc -c
+pbsdsh -o -h {desk.torque.host} sh -c 'echo at $PBS_VNODENUM'
+"""
+    code, output = desk.end(desk.qsub("-l", "nodes=1:ppn=2", script=script))
+    lines = output.splitlines()
+    assert code == 0, desk.said("err")
+    assert sorted(lines[:3]) == ["rc 0", "task none none", "task none none"], output
+    assert re.fullmatch(r"rc 0 1 [0-9]+ theirs 2", lines[3]), output
+    assert lines[4:] == ["loop 0 0", "loop 1 0", "rc 1", "rc 64", "200000", "at 0"]
+    said = {name: (desk.directory / name).read_text() for name in ("lead", "task.0", "task.1", "problem", "nodes")}
+    assert said["task.0"] == said["task.1"] == said["lead"]
+    assert "task 1 exit status 9" in said["problem"]
+    assert "only 2 nodes available" in said["nodes"]
+
+
+def test_pbsdsh_and_its_tasks_end_with_the_job(desk: Desk) -> None:
+    text = 'trap "echo told >told; exit 5" TERM; echo up >up; while :; do sleep 0.2; done'
+    script = f"""cd "$PBS_O_WORKDIR"; pbsdsh sh -c 'cd "$PBS_O_WORKDIR"; {text}' & wait; wait\n"""
+    name = desk.qsub(script=script)
+    wait_until("the task runs", (desk.directory / "up").exists, timeout_s=BOOT_S)
+    desk.torque.ask("qdel", "-W", "15", name)
+    desk.torque.wait(name, "C", timeout_s=60)
+    wait_until("the task was told", (desk.directory / "told").exists, timeout_s=20)
+    desk.nothing_left(name)
+
+
 def test_a_deleted_job_ends_its_payload_and_leaves_nothing(desk: Desk) -> None:
     trap = 'cd "$PBS_O_WORKDIR"; trap "sleep 1; echo tidied > end; exit 3" TERM; echo up > up; '
     name = desk.qsub(script=trap + "while :; do sleep 0.2; done\n")
