@@ -33,7 +33,6 @@ RESULTS = CHECKOUT / "build" / "soak" / "results.json"
 AT_ONCE = 4
 JOB_TIMEOUT_S = 420
 POLL_S = 0.3
-FORGOTTEN_S = 3.0
 
 
 @dataclass
@@ -44,7 +43,6 @@ class Run:
     job_id: int
     since: float
     running_since: float = 0.0
-    back_since: float = 0.0  # in the queue for the second time
     told: str = ""  # when the fault came; empty: not at all, or not yet
     info: JobInfo | None = None
     wrong: str = ""
@@ -171,14 +169,10 @@ class Soak:
         run.told = f"{time.monotonic() - (run.running_since or run.since):.1f} s into it"
 
     def start_again(self, run: Run) -> None:
-        """Slurm keeps a job that it put back for two minutes, or for good; within two seconds it would run no Prolog for
-        it (docs/slurm.md)."""
-        run.back_since = run.back_since or time.monotonic()
-        if time.monotonic() < run.back_since + FORGOTTEN_S:
-            return
-        with contextlib.suppress(DemoError):
-            jobs.control(self.cluster.layout, "release", str(run.job_id))
-            jobs.control(self.cluster.layout, "update", f"jobid={run.job_id}", "starttime=now")
+        """Slurm keeps a job that it put back until its credential is over, or for good. Not sooner: docs/slurm.md."""
+        if run.info is not None and "held" in run.info.reason.lower():
+            with contextlib.suppress(DemoError):
+                jobs.control(self.cluster.layout, "release", str(run.job_id))
 
     def take_back(self) -> None:
         for node in NODES:

@@ -206,8 +206,6 @@ def test_a_node_that_reboots_quickly_loses_its_guest_and_the_job_starts_anew(des
     boot(desk)
     back_in_the_queue(desk, job_id)
     (desk.directory / "up").unlink()
-    time.sleep(3)  # a slurmd of 22.05 that had a job within the last two seconds runs no Prolog for it (docs/slurm.md)
-    control(desk.layout, "update", f"jobid={job_id}", "starttime=now")
     desk.written("up")
     as_if_nothing_had_been(desk, job_id)
 
