@@ -43,6 +43,8 @@ def counted(run):
             os.kill(os.getpid(), signal.SIGKILL)
         return run(*args, **more)
     return call
+if "XENSTORE_RM" in os.environ:
+    network.DOM0, network.XENSTORE_RM = Path("/"), os.environ["XENSTORE_RM"]
 network.run = counted(network.run)
 network._write = counted(network._write)
 network._sysctl = counted(network._sysctl)
@@ -325,3 +327,19 @@ def test_a_second_prologue_of_the_job_has_the_same_network(node: Node) -> None:
     assert (first.returncode, second.returncode) == (0, 0)
     assert node.state()[0].count("chain from_guest") == 1
     assert node.call("unplug", KEYS[0]).returncode == 0
+
+
+def test_in_dom0_what_xens_script_wrote_for_the_interface_goes_with_it(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, program = tmp_path / "said", tmp_path / "xenstore-rm"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{said}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("XENSTORE_RM", str(program))
+    assert node.call("plug", KEYS[0]).returncode == 0 and not said.exists()
+    assert node.call("unplug", KEYS[0]).returncode == 0
+    assert said.read_text() == f"/local/domain/{network_rules.port_of(KEYS[0])}\n"
+    program.write_text("#!/bin/sh\nexit 1\n")  # xenstored is gone: the next teardown finds everything to do it again
+    assert node.call("plug", KEYS[0]).returncode == 0
+    assert node.call("unplug", KEYS[0]).returncode != 0
+    assert list((Path(node.run_dir) / "networks").glob("*.json"))
