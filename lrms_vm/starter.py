@@ -23,15 +23,15 @@ def command_of(lrms: str, words: Sequence[str], environ: Mapping[str, str], *, s
     if lrms == gridengine.NAME:
         return gridengine.command(words, environ)
     if lrms == torque.NAME:
-        return torque.command(words, environ, _line(words))
+        return torque.command(words, environ, _line(words, environ))
     if lrms == openpbs.NAME:
-        return openpbs.command(words, environ, _line(words))
+        return openpbs.command(words, environ, _line(words, environ))
     return Command(tuple(words), script_at=0 if script else None)
 
 
-def _line(words: Sequence[str]) -> bytes | None:
+def _line(words: Sequence[str], environ: Mapping[str, str]) -> bytes | None:
     """What a pipe on stdin tells a shell that was started with nothing else. The payload's stdin is empty then."""
-    if len(words) != 1 or not stat.S_ISFIFO(os.fstat(0).st_mode):
+    if len(words) != 1 or not torque.is_first(environ) or not stat.S_ISFIFO(os.fstat(0).st_mode):
         return None
     line = b""
     while len(line) <= torque.MAX_LINE and (part := os.read(0, 1 << 16)):

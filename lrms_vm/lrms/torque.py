@@ -268,7 +268,7 @@ def command(argv: Sequence[str], environ: Mapping[str, str], line: bytes | None)
     if not argv:
         raise UsageError("the job starter was given nothing to start", code="command-missing")
     if line is None:
-        if len(argv) == 2 and _is_script(argv[1], environ):  # built with --enable-shell-use-argv
+        if len(argv) == 2 and is_first(environ) and _is_script(argv[1], environ):  # built with --enable-shell-use-argv
             return Command(tuple(argv), script_at=1)
         return Command(tuple(argv))
     shell = argv[0]
@@ -284,6 +284,12 @@ def command(argv: Sequence[str], environ: Mapping[str, str], line: bytes | None)
         start = '"$0"' if _MORE_THAN_WORDS.search(rest) else 'exec "$0"'
         return Command((shell, "-c", f"{start} {rest}", script), script_at=3)
     return Command((script, *_words(rest)), script_at=0)
+
+
+def is_first(environ: Mapping[str, str]) -> bool:
+    """Whether it is the job's script or shell, not a task that may have been asked for from inside a guest: what such a
+    one names as its script may be a link to any file of the user's on the host. PBS_TASKNUM is pbs_mom's."""
+    return environ.get("PBS_TASKNUM", "1") == "1"
 
 
 def _is_script(path: str, environ: Mapping[str, str]) -> bool:

@@ -153,6 +153,18 @@ def test_a_task_has_what_e_named_and_keeps_its_own(guest: GuestInNamespace) -> N
     assert done.stdout == b"guest 2 2 none\n"
 
 
+def test_a_task_reads_no_file_of_the_host_for_the_guest(guest: GuestInNamespace) -> None:
+    """Neither one that is called as a script of pbs_mom's, nor one that its stdin names."""
+    secret, link = guest.root / "secret", guest.work / "mom_priv" / "jobs" / "7.s.SC"
+    secret.write_text('echo "$0"\n')  # would be said as the name of a copy
+    link.parent.mkdir(parents=True)
+    link.symlink_to(secret)
+    for argv, stdin in (("/bin/sh", str(link)), b""), (("/bin/sh",), f"{secret}\n".encode()):
+        environment = {**JOB, "PBS_TASKNUM": "2"}
+        done = guest.exec(*argv, options=["--lrms", "torque"], stdin=stdin, environment=environment)
+        assert b"/run/lrms_vm/" not in done.stdout
+
+
 def test_a_task_cannot_start_tasks(guest: GuestInNamespace) -> None:
     done = guest.exec("/run/lrms_vm/guest", "pbsdsh", "true", options=["--lrms", "torque"], environment=JOB)
     assert done.returncode == 64

@@ -285,6 +285,13 @@ def test_a_build_that_puts_the_script_among_the_arguments() -> None:
     assert torque.command(["/bin/bash", "/home/alice/x.SC"], environ, None).script_at is None
 
 
+def test_a_task_has_no_script_of_the_host_s() -> None:
+    """`pbsdsh sh PATH` in a guest, where PATH is a link in a shared directory to another file of the user's."""
+    link = "/work/mom_priv/jobs/42.tqa.SC"
+    environ = {"PBS_JOBID": "42.tqa", "PBS_TASKNUM": "2"}
+    assert torque.command(["/bin/sh", link], environ, None) == Command(("/bin/sh", link), script_at=None)
+
+
 @pytest.mark.parametrize("line", [b"", b"\n", b"relative arg\n", b"/p/1.SC \0\n"])
 def test_a_line_that_names_no_script_is_refused(line: bytes) -> None:
     with pytest.raises(UsageError):
