@@ -87,9 +87,7 @@ class Config:
     prologue_timeout_s: int = 600
     epilogue_timeout_s: int = 60
     boot_timeout_s: int = 300
-    guest_silent_s: int = (
-        120  # a guest that was up and says nothing for so long is lost; by an address after 45 at most
-    )
+    guest_silent_s: int = 120  # a guest that was up and is silent for so long is lost; by an address 45 at most
     kernel: str = ""  # name of the default kernel
     scontrol: str = "/usr/bin/scontrol"
     qmod: str = "/usr/bin/qmod"  # Grid Engine's
