@@ -50,6 +50,23 @@ def test_an_array_has_a_guest_for_each_task(desk: Desk) -> None:
         assert desk.end(array.replace("[]", f"[{task}]"))[0] == int(task)
 
 
+def test_a_script_in_the_guest_starts_tasks_by_pbsdsh(desk: Desk) -> None:
+    """The node's own pbsdsh runs them, through execjob_launch: in the guest, with the job's environment."""
+    boot_id, here = "cat /proc/sys/kernel/random/boot_id", '"$PBS_O_WORKDIR"'
+    script = f"""\
+cd {here}; {boot_id} >lead; export MINE=theirs
+pbsdsh sh -c '{boot_id} >{here}/task.$PBS_TASKNUM; echo "task ${{MINE-none}} ${{PBS_JOBCOOKIE-none}}" >>{here}/said'; echo rc $?
+pbsdsh -n 1 -- sh -c 'exit 9' >problem; echo rc $?
+pbsdsh -u true 2>refused; echo rc $?
+"""
+    name = desk.qsub("-l", "select=2:ncpus=1", "-l", "place=pack", script=script)
+    assert desk.end(name) == (0, "rc 0\nrc 0\nrc 64\n"), desk.said("err")
+    lead, *tasks = ((desk.directory / path.name).read_text() for path in sorted(desk.directory.glob("[lt]*[d0-9]")))
+    assert tasks == [lead, lead]
+    assert (desk.directory / "said").read_text() == "task none none\n" * 2
+    assert "exit status 9" in (desk.directory / "problem").read_text()
+
+
 def test_a_deleted_job_may_tidy_up(desk: Desk) -> None:
     text = 'cd "$PBS_O_WORKDIR"; trap "sleep 1; echo tidied > end; exit 3" TERM; echo up > up; '
     text += "while :; do sleep 0.2; done\n"

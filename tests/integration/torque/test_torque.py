@@ -151,8 +151,9 @@ def test_an_interactive_job_is_a_terminal_in_the_guest(desk: Desk) -> None:
         name = read_until(r"waiting for job (\S+) to start")[1]
         desk.torque.run(name)
         read_until(r"ready\s")
-        os.write(ours, b"tty; test -d /run/lrms_vm/tasks && echo inside-$((40 + 2)); id -un; exit 4\n")
-        read_until(f"/dev/pts/[0-9]+\\s+inside-42\\s+{USER}\\s")
+        typed = b"tty; test -d /run/lrms_vm/tasks && echo inside-$((40 + 2)); id -un; "
+        os.write(ours, typed + b"pbsdsh -o sh -c 'echo task-$((40 + 2)) in $(ls /run/lrms_vm/tasks | wc -l)'; exit 4\n")
+        read_until(f"/dev/pts/[0-9]+\\s+inside-42\\s+{USER}\\s+task-42 in [1-9]")
         read_until(f"job {re.escape(name)} completed")
         qsub.wait(60)
     finally:
