@@ -25,7 +25,7 @@ from lrms_vm.paths import below
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MAX_FRAME_BYTES = 8 << 20
-MAX_AT_ONCE = 256
+MAX_AT_ONCE = 256  # processes of ours on the host for one script in a guest; more wait
 CHUNK_BYTES = 1 << 15
 END_AFTER_S = 5.0
 LOOK_S = 1.0
@@ -52,7 +52,7 @@ def offer(
                     os.dup2(null.fileno(), fd)
                 for number in FORWARDED:
                     signal.signal(number, signal.SIG_DFL)
-                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the ones below
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.pthread_sigmask(signal.SIG_SETMASK, [])
                 _listen(listener, launcher, job_environment, shares, search)
             finally:
@@ -70,11 +70,14 @@ def _listen(
     shares: Sequence[str],
     search: str,
 ) -> None:
+    running = 0
     while True:
         connection, _ = listener.accept()
+        while running and os.waitpid(-1, os.WNOHANG if running < MAX_AT_ONCE else 0)[0]:
+            running -= 1
+        running += 1
         if os.fork() == 0:
             listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
                 serve(connection, launcher, job_environment, shares=shares, search=search)
             except (OSError, LrmsVmError) as error:  # the guest's end went away: there is nobody to tell but the log
@@ -232,6 +235,16 @@ def _carry(connection: socket.socket, frames: _Frames, process: subprocess.Popen
         if process.stdin:
             process.stdin.close()
             _send(connection, b"W", b"")
+
+        def obey() -> None:
+            while (frame := frames.whole()) is not None:
+                kind, text = frame
+                if kind == b"S" and len(text) == 1 and text[0] in FORWARDED:
+                    process.send_signal(text[0])
+                elif kind == b"I":
+                    to_step.give(text)
+
+        obey()  # what came along with the request
         ended_at = None
         while kinds:
             ready = selector.select(LOOK_S)
@@ -242,12 +255,7 @@ def _carry(connection: socket.socket, frames: _Frames, process: subprocess.Popen
                     if not frames.more():
                         selector.unregister(connection)
                         _end(process)
-                    while (frame := frames.whole()) is not None:
-                        kind, text = frame
-                        if kind == b"S" and len(text) == 1 and text[0] in FORWARDED:
-                            process.send_signal(text[0])
-                        elif kind == b"I":
-                            to_step.give(text)
+                    obey()
                 elif key.fd == to_step.fd:
                     if to_step.take():
                         _send(connection, b"W", b"")

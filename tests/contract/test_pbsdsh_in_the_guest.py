@@ -121,6 +121,18 @@ def test_what_the_tasks_say_after_its_end_still_comes_but_is_not_waited_for_for_
         os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
+def test_a_guest_cannot_fill_the_host_with_processes(guest: GuestInNamespace) -> None:
+    service = guest.root / "lrms_vm" / "launch_service.py"
+    whole = service.read_text()
+    service.write_text(whole.replace("MAX_AT_ONCE = 256", "MAX_AT_ONCE = 2"))
+    start_three = f"for i in 1 2 3; do {PBSDSH} wait /dev/null >said.$i & done"
+    try:
+        done = run(guest, f"{start_three}; sleep 3; cat said.*; kill $(jobs -p); wait; {PBSDSH} code 9; echo $?")
+    finally:
+        service.write_text(whole)
+    assert done.stdout == b"up\nup\n9\n"
+
+
 @pytest.mark.parametrize(
     "lrms, options", [("torque", "-x"), ("torque", "--host=n1"), ("openpbs", "-u"), ("openpbs", "-E")]
 )
