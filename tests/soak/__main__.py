@@ -108,7 +108,8 @@ class Soak:
         if info.ended:
             for thread in run.threads:
                 thread.join(30)
-            run.wrong = run.wrong or run.planned.wrong(info.state, info.exit_code, info.restarts, info.output())
+            ended = (info.state, info.exit_code, info.restarts, info.output())
+            run.wrong = run.wrong or run.planned.wrong(*ended, injected=bool(run.told))
             self.ended.append(run)
 
     def inject(self, run: Run, info: JobInfo) -> None:

@@ -52,14 +52,17 @@ class Planned:
         code = PAYLOAD_EXIT if self.has_guest else 0
         return f"#!/bin/sh\n{where}\nsleep {self.payload_s}\nexit {code}\n"
 
-    def wrong(self, state: str, exit_code: str, restarts: int, output: str) -> str:
-        """Why this is no right end; "" if it is one.
+    def wrong(self, state: str, exit_code: str, restarts: int, output: str, *, injected: bool = True) -> str:
+        """Why this is no right end; "" if it is one. `injected`: the fault came before the job's own end.
 
         >>> job = Planned(KINDS[0], 0.0, 1)
         >>> job.wrong("FAILED", "3:0", 0, "in the guest")
         ''
         >>> job.wrong("COMPLETED", "0:0", 0, "ON THE HOST")
         'the payload ran on the host'
+        >>> requeued = Planned(KINDS[-1], 0.0, 1)
+        >>> requeued.wrong("FAILED", "3:0", 0, "in the guest"), requeued.wrong("FAILED", "3:0", 0, "in the guest", injected=False)
+        ('it was never put back into the queue', '')
         """
         if self.has_guest and ON_HOST in output:
             return "the payload ran on the host"
@@ -69,7 +72,7 @@ class Planned:
             return f"{state} {exit_code}"
         if (state, exit_code) == _DONE and IN_GUEST not in output:
             return "its output is not there"
-        return "" if restarts >= self.kind.restarts else "it was never put back into the queue"
+        return "" if restarts >= self.kind.restarts or not injected else "it was never put back into the queue"
 
 
 def plan(jobs: int, seed: int) -> list[Planned]:
