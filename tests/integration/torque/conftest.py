@@ -73,8 +73,8 @@ class Desk:
         number = name.partition(".")[0].replace("[", "-").removesuffix("]")
         key = f"torque-{number}.{self.torque.host.partition('.')[0]}"
         layout = self.torque.layout
-        wait_until("nothing is left", lambda: leftovers.search_key(layout, NODE, key) == [], timeout_s=10)
-        assert not (layout.places(NODE).run_dir / "torque" / number).exists()
+        wait_until("nothing is left", lambda: leftovers.search_key(layout, self.torque.name, key) == [], timeout_s=10)
+        assert not (layout.places(self.torque.name).run_dir / "torque" / number).exists()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A Torque of one node on this machine: the pbs_server and pbs_mom that are on PATH, with a home of their own.
 
-Jobs are started by `qrun`, so that no scheduler is needed. Stops only what it started.
+A second one, `server` of which is the first's host, is a pbs_mom only: on a host of its own in name spaces (hosts.py). Jobs are started by `qrun`, so that no scheduler is needed. Stops only what it started.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ def missing() -> list[str]:
     """What keeps this Torque from being tested here: programs that are not on PATH, or a home of another host."""
     if absent := [f"{name} on PATH" for name in PROGRAMS if shutil.which(name) is None]:
         return absent
-    about = subprocess.run(["pbs_server", "--about"], capture_output=True, text=True, timeout=30).stdout
-    home = next((line.split()[-1] for line in about.splitlines() if line.startswith("Serverhome:")), "")
-    name_file = Path(home) / "server_name"  # trqauthd, and what our hooks call, read this one whatever -d says
+    name_file = server_name()
     if not name_file.is_file() or name_file.read_text().strip() != socket.gethostname():
         return [f"{socket.gethostname()!r} in {name_file}"]
     return []
+
+
+def server_name() -> Path:
+    """The file that trqauthd, and what our hooks call, read whatever -d says."""
+    about = subprocess.run(["pbs_server", "--about"], capture_output=True, text=True, timeout=30).stdout
+    home = next((line.split()[-1] for line in about.splitlines() if line.startswith("Serverhome:")), "")
+    return Path(home) / "server_name"
 
 
 def _is_listening(path: str) -> bool:
@@ -56,14 +61,14 @@ class Torque:
 
     layout: Layout
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    name: str = NODE
+    host: str = field(default_factory=socket.gethostname)
+    inside: tuple[str, ...] = ()  # the words before a command that is to run on `host`; none: this machine's
+    server: str = ""  # another host than ours
 
     @property
     def home(self) -> Path:
-        return self.layout.base / "torque"
-
-    @property
-    def host(self) -> str:
-        return socket.gethostname()
+        return self.layout.base / self.name
 
     @property
     def commands(self) -> Path:
@@ -72,11 +77,15 @@ class Torque:
 
     @property
     def targets(self) -> install_pbs.TorqueTargets:
-        return install_pbs.TorqueTargets(self.layout.prefix(NODE), self.home, self.commands)
+        return install_pbs.TorqueTargets(self.layout.prefix(self.name), self.home, self.commands)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"PBS_DEFAULT": self.host, "PATH": f"{self.commands}:{os.environ['PATH']}", "LANG": "C.UTF-8"}
+        return {
+            "PBS_DEFAULT": self.server or self.host,
+            "PATH": f"{self.commands}:{os.environ['PATH']}",
+            "LANG": "C.UTF-8",
+        }
 
     # -- up and down
 
@@ -90,17 +99,15 @@ class Torque:
             for name in ("jobs", "arrays"):
                 (self.home / "server_priv" / name / str(digit)).mkdir(mode=0o750, exist_ok=True)
         (self.home / "pbs_environment").write_text("PATH=/bin:/usr/bin\nLANG=C.UTF-8\n")
-        (self.home / "server_name").write_text(f"{self.host}\n")
+        (self.home / "server_name").write_text(f"{self.server or self.host}\n")
         starter = self.targets.libexec / "torque.starter"
         (self.home / "mom_priv" / "config").write_text(
-            f"$pbsserver {self.host}\n$usecp *:/ /\n$job_starter {starter}\n$prologalarm 300\n"
+            f"$pbsserver {self.server or self.host}\n$usecp *:/ /\n$job_starter {starter}\n$prologalarm 300\n"
         )
 
     def start(self) -> None:
         self.make_home()
-        if not _is_listening(TRQAUTHD_SOCKET):  # one is enough for the machine
-            self._daemon("trqauthd", "-F")
-            wait_until("trqauthd listens", lambda: _is_listening(TRQAUTHD_SOCKET), timeout_s=10)
+        self.authorize()
         created = (self.home / "server_priv" / "serverdb").exists()
         here = ("-d", str(self.home), "-D")
         self._daemon("pbs_server", *here, *([] if created else ["-t", "create"]))
@@ -117,12 +124,22 @@ class Torque:
             f"create node {self.host} np=4",
         ):
             self.qmgr(line)
-        self._daemon("pbs_mom", *here)
+        self.start_mom()
         self.in_service()
+
+    def authorize(self) -> None:
+        """A trqauthd on this host; one is enough for it."""
+        if self.inside or not _is_listening(TRQAUTHD_SOCKET):
+            self._daemon("trqauthd", "-F")
+            time.sleep(1 if self.inside else 0)
+            wait_until("trqauthd listens", lambda: bool(self.inside) or _is_listening(TRQAUTHD_SOCKET), timeout_s=10)
+
+    def start_mom(self) -> None:
+        self._daemon("pbs_mom", "-d", str(self.home), "-D")
 
     def _daemon(self, name: str, *words: str) -> None:
         """In the foreground: its pid file may be in the home it was built for, whatever -d says."""
-        argv = [shutil.which(name) or name, *words]
+        argv = [*self.inside, shutil.which(name) or name, *words]
         with open(self.home / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 argv,
@@ -157,9 +174,10 @@ class Torque:
     def install(self, guest: Path) -> None:
         """Our hooks, by the product's own `install`."""
         layout = self.layout
-        verb = (layout.command, "--config", layout.config(NODE), "install", "--lrms=torque", "--guest", guest)
+        node = self.name
+        verb = (layout.command, "--config", layout.config(node), "install", "--lrms=torque", "--guest", guest)
         run(
-            [*verb, "--prefix", layout.prefix(NODE), "--pbs-home", self.home, "--pbs-bin", self.commands], timeout_s=120
+            [*verb, "--prefix", layout.prefix(node), "--pbs-home", self.home, "--pbs-bin", self.commands], timeout_s=120
         )
 
     # -- its own commands
@@ -168,7 +186,7 @@ class Torque:
         self, program: str, *words: str, stdin: bytes = b"", check: bool = True
     ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
-            [program, *words], input=stdin, capture_output=True, timeout=30, env=self.environment, cwd="/"
+            [*self.inside, program, *words], input=stdin, capture_output=True, timeout=30, env=self.environment, cwd="/"
         )
         if check and done.returncode != 0:
             raise DemoError(f"{program} {' '.join(words)}: {done.stderr.decode(errors='replace')}")
@@ -216,7 +234,16 @@ class Torque:
     ) -> str:
         """Submit and start; return the job's id."""
         argv = [self.commands / "qsub", "-S", "/bin/sh", *words]
-        done = self.client(user).call(argv, cwd=cwd, stdin=script.encode(), env={**self.environment, **(env or {})})
+        client = self.client(user)
+        there = [*self.inside, f"--wdns={cwd}"] if self.inside else []
+        done = subprocess.run(
+            [*there, *client.argv(argv)],
+            input=script.encode(),
+            capture_output=True,
+            timeout=120,
+            cwd=cwd,
+            env={**client.environment, **self.environment, **(env or {})},
+        )
         if done.returncode != 0:
             raise DemoError(f"qsub: {done.stderr.decode(errors='replace')}")
         name = done.stdout.decode().strip()
