@@ -88,7 +88,7 @@ def test_a_deleted_job_ends_its_payload_and_leaves_nothing(desk: Desk) -> None:
     trap = 'cd "$PBS_O_WORKDIR"; trap "sleep 1; echo tidied > end; exit 3" TERM; echo up > up; '
     name = desk.qsub(script=trap + "while :; do sleep 0.2; done\n")
     wait_until("the payload is up", (desk.directory / "up").exists, timeout_s=BOOT_S)
-    desk.torque.ask("qdel", name)
+    desk.torque.ask("qdel", "-W", "15", name)  # the server's own kill_delay of 2 s is 1 to 2 s
     assert desk.end(name)[0] == 3
     assert (desk.directory / "end").read_text() == "tidied\n"
 
