@@ -176,8 +176,8 @@ def _cloud_config() -> Mapping[str, object]:
         "runcmd": [
             ["mkdir", "-p", MOUNTED],
             ["mount", "-t", "iso9660", "-o", options, f"/dev/disk/by-label/{LABEL}", MOUNTED],
-            ["systemd-run", "--unit=lrms-vm-guest.service", "--property=Restart=always", "--property=OOMPolicy=continue",
-             f"{MOUNTED}/lrms_vm/guest", "boot", f"{MOUNTED}/lrms_vm"],
+            ["systemd-run", "--unit=lrms-vm-guest.service", "--property=Restart=always",
+             "--property=OOMPolicy=continue", f"{MOUNTED}/lrms_vm/guest", "boot", f"{MOUNTED}/lrms_vm"],
         ],
     }  # fmt: skip
 
