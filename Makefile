@@ -2,14 +2,14 @@
 #
 #   make demo [KEEP=1]   a signed HEP image in a real guest, under a real Slurm on this machine; KEEP=1 leaves it up
 #   make demo-stop       stop what a kept demo left running          make clean-demo   remove all it ever made
-#   make test            everything: lint, unit, golden, contract, and the real Slurm with real guests
+#   make test            everything: lint, unit, golden, contract, real Slurms with real guests on QEMU and on Xen
 #   make test-unit       what needs no program and no root           make test-slurm   the real Slurm only
 #   make test-gridengine the real Grid Engine only             make test-torque  a real Torque, where one is on PATH
 #   make test-openpbs    the OpenPBS that runs on this host
-#   make test-xen        a real Xen host, emulated, and real jobs on it
+#   make test-xen        a real Xen host, emulated, and real jobs on it only
 #   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
-#   make soak [JOBS=200] [SEED=N]   real jobs with random faults from a printed seed; ends with nothing left
+#   make soak [JOBS=200] [SEED=N] [SLICE=A:B]   real jobs with random faults from a printed seed; ends with nothing left
 #   make deb             the Debian package, in build/deb
 #   make man             the manual pages, in build/man
 #   make pages           docs/troubleshooting.md anew, from the source and manual/codes.txt
@@ -67,9 +67,8 @@ test-openpbs: prerequisites
 	LRMS_VM_TEST_OPENPBS=1 $(PYTHON) -m pytest tests/integration/openpbs
 
 # the whole node in software emulation: no hardware virtualisation needed
-# opt-in until a whole run of it was seen to end within its time
 test-xen: prerequisites
-	LRMS_VM_TEST_XEN=1 $(PYTHON) -m pytest tests/integration/xen
+	$(PYTHON) -m pytest tests/integration/xen
 
 fuzz: $(STAMPS)/venv
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]'
@@ -84,7 +83,7 @@ figure3: prerequisites
 
 # opt-in, hours for many jobs: the same seed makes the same plan
 soak: prerequisites
-	@$(PYTHON) -m tests.soak --jobs $(JOBS) $(if $(SEED),--seed $(SEED))
+	@$(PYTHON) -m tests.soak --jobs $(JOBS) $(if $(SEED),--seed $(SEED)) $(if $(SLICE),--slice $(SLICE))
 
 deb: prerequisites man
 	@packaging/build_deb build/deb

@@ -68,11 +68,14 @@ class XenCluster:
     def start(self) -> None:
         """Bring everything up and wait until the node is idle. What runs already stays. Raises `DemoError`."""
         self.prepare()
+        fresh = not self.node.running
         with step("Xen node up"):
             self.node.start()
         with step("Slurm up, the node idle"):
             for daemon in self.daemons():
                 daemon.start()
+            if fresh:  # what the controller remembers of a node whose plug was pulled
+                self._cancel_all()
             try:
                 wait_until(f"{NODE} in service", self._in_service, timeout_s=120, pause_s=0.5)
             except DemoError as error:
@@ -148,10 +151,13 @@ class XenCluster:
             jobs.control(self.layout, "update", f"nodename={NODE}", "state=resume")
         return state in ("IDLE", "MIXED", "ALLOCATED")
 
+    def _cancel_all(self) -> None:
+        for job_id in jobs.all_jobs(self.layout):
+            self.client("root").cancel(int(job_id))
+
     def _end_jobs(self) -> list[str]:
         try:
-            for job_id in jobs.all_jobs(self.layout):
-                self.client("root").cancel(int(job_id))
+            self._cancel_all()
             wait_until("all jobs ended", lambda: not jobs.all_jobs(self.layout), timeout_s=120, pause_s=0.5)
         except DemoError as error:
             return [str(error)]

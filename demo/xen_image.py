@@ -178,6 +178,9 @@ def _disk(layout: XenLayout, files: Files) -> None:
 def _units(tree: Path) -> None:
     """What starts, and what does not, by links as systemctl(1) would make them."""
     units = tree / "etc/systemd/system"
+    for path in units.iterdir():
+        if path.is_symlink() and str(path.readlink()) == "/dev/null":
+            path.unlink()  # masked once, and not now
     for name in MASKED:
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")

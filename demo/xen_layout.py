@@ -10,7 +10,7 @@ from demo.layout import Layout
 
 DEFAULT_BASE = Path("/var/lib/lrms_vm-xen")
 NODE = "x1"
-IMAGES = ("minimal", "hep-jets")  # of the demo's site, that the node's users may name
+IMAGES = ("minimal", "hep-jets", "own-kernel")  # of the demo's site, that the node's users may name
 TAP = "lrms-vm-x1"
 HOST_ADDRESS = "10.99.7.1"  # the controller's, at our end of the tap
 NODE_ADDRESS = "10.99.7.2"  # dom0's

@@ -1,7 +1,4 @@
-"""One Xen node for the whole session, and what every test here asserts in the end: nothing is left in dom0.
-
-Opt-in: `make test-xen`. Without it nothing here is collected, and nothing is skipped.
-"""
+"""One Xen node for the whole session, and what every test here asserts in the end: nothing is left in dom0."""
 
 from __future__ import annotations
 
@@ -26,9 +23,9 @@ BOOT_S = 300  # the longest a guest may take here: a guest in an emulated machin
 HERE = Path(__file__).parent
 CONF = "/etc/lrms_vm/lrms_vm.toml"
 LRMS_VM = "/opt/lrms_vm/bin/lrms-vm"
+GRUB = "/usr/lib/grub-xen/grub-x86_64-xen.bin"
 REAP = f"{LRMS_VM} reap --lrms slurm --node {NODE}"
 MINIMAL = ("--mem=400", "--time=20", "--vm-image=minimal")  # of sbatch: the least that boots
-collect_ignore_glob = [] if os.environ.get("LRMS_VM_TEST_XEN") else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,9 +15,10 @@ from demo import site, users, validation
 from demo.jobs import JobInfo
 from demo.layout import USER
 from demo.xen_cluster import XenCluster
-from tests.integration.xen.conftest import MINIMAL, Desk, make_desk
+from tests.integration.xen.conftest import CONF, GRUB, MINIMAL, Desk, make_desk
 
 JETS = ("--mem=1000", "--time=20", "--vm-image=hep-jets", "--vm-network=nat")
+OWN_KERNEL = ("--mem=500", "--time=20", "--vm-image=own-kernel", "--vm-kernel=own")
 WHERE = "test -d /run/lrms_vm/tasks && echo in the guest || echo ON THE HOST\n"
 EVENTS = 3  # of the hundred that the example makes: a guest in an emulated machine is slow
 
@@ -35,7 +36,18 @@ class Batch:
 
 
 @pytest.fixture(scope="module")
-def batch(cluster: XenCluster, before: frozenset[str]) -> Iterator[Batch]:
+def own_kernel(cluster: XenCluster) -> Iterator[None]:
+    """The node's configuration with GRUB for Xen as one of its kernels."""
+    text = cluster.node.run(f"cat {CONF}")
+    sha256 = cluster.node.run(f"sha256sum {GRUB}").split()[0]
+    own = f'\n[kernels.own]\nboot = "guest"\nvmlinuz = "{GRUB}"\nvmlinuz_sha256 = "{sha256}"\n'
+    cluster.node.write(CONF, text + own)
+    yield
+    cluster.node.write(CONF, text)
+
+
+@pytest.fixture(scope="module")
+def batch(cluster: XenCluster, before: frozenset[str], own_kernel: None) -> Iterator[Batch]:
     desk = make_desk(cluster, before, "batch")
     batch = Batch(desk)
     jets = desk.directory / "jets"
@@ -44,7 +56,7 @@ def batch(cluster: XenCluster, before: frozenset[str]) -> Iterator[Batch]:
     for path in (jets, *jets.iterdir()):
         os.chown(path, user.uid, user.gid)
     script = (jets / "job.sh").read_text().partition("\n")[2]
-    # one way into the guest each: over its network, and over its second console
+    # ways into the guest: over its network, and over its second console
     batch.ids["jets"] = desk.sbatch(*JETS, f"--chdir={jets}", script=f"set -- {EVENTS}\n{script}")
     batch.ids["codes"] = desk.sbatch(
         *(*MINIMAL, f"--error={desk.directory}/codes.err"),
@@ -53,6 +65,7 @@ def batch(cluster: XenCluster, before: frozenset[str]) -> Iterator[Batch]:
         + "srun sh -c 'echo task in $(cat /sys/hypervisor/type); exit 9'; echo srun: $?\n"
         + "srun sh -c 'kill -SEGV $$'; echo srun: $?; exit 7\n",
     )
+    batch.ids["own"] = desk.sbatch(*OWN_KERNEL, script=WHERE + "cat /proc/cmdline\n")
     yield batch
     desk.cancel_all()
 
@@ -85,11 +98,18 @@ def test_exit_codes_streams_and_tasks(batch: Batch) -> None:
 
 
 @pytest.mark.guest
-def test_both_guests_leave_nothing(batch: Batch) -> None:
-    for name in batch.ids:
+def test_an_image_boots_its_own_kernel_by_grub_in_the_guest(batch: Batch) -> None:
+    job, output = batch.end("own")
+    assert job.state == "COMPLETED", output
+    assert output == "in the guest\nroot=/dev/xvda rw console=hvc0 quiet\n"  # of own-kernel.cfg, not the site's
+
+
+@pytest.mark.guest
+def test_these_guests_leave_nothing(batch: Batch) -> None:
+    for name, image in (("jets", "hep-jets"), ("codes", "minimal"), ("own", "own-kernel")):
         job, _ = batch.end(name)
         history = json.loads(batch.desk.history(job.job_id))
-        assert history["complete"] and history["image"]["name"] == {"jets": "hep-jets"}.get(name, "minimal")
+        assert history["complete"] and history["image"]["name"] == image
     batch.desk.nothing_left()
     batch.desk.in_service()
 

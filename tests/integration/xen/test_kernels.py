@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from demo.xen_cluster import XenCluster
-from tests.integration.xen.conftest import CONF, LRMS_VM, Desk
+from tests.integration.xen.conftest import CONF, GRUB, LRMS_VM, Desk
 
-GRUB = "/usr/lib/grub-xen/grub-x86_64-xen.bin"
 RENDER = f"{LRMS_VM} render --vm-image=minimal --format=xl"
 KERNELS = """
 [kernels.own]
