@@ -47,7 +47,7 @@ xen-node-stop: $(STAMPS)/venv
 	@$(PYTHON) -m demo.xen_cluster stop
 
 test: prerequisites
-	$(PYTHON) -m pytest tests lrms_vm
+	@$(PYTHON) -m tests.everything
 
 test-unit: $(STAMPS)/venv
 	$(PYTHON) -m pytest lrms_vm tests --ignore=tests/integration --ignore=tests/contract
