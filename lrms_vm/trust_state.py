@@ -131,8 +131,9 @@ def keep_clock(places: Places, checked: ClockChecked) -> None:
     kept, mark = checked.kept, checked.mark
     if kept is None or kept.leap != mark.leap or mark.at >= kept.at + CLOCK_EVERY:
         prepare(places)
-        with _locked(places.cache_locks / "clock.lock", deadline=time.monotonic() + LOCK_TIMEOUT_S):
-            if read_clock(places) == kept:
+        lock, deadline = places.cache_locks / "clock.lock", time.monotonic() + LOCK_TIMEOUT_S
+        with _locked(lock, deadline=deadline, instead=lambda: read_clock(places) != kept) as held:
+            if held and read_clock(places) == kept:
                 _write(_clock(places), freshness.write_clock(mark))
 
 
