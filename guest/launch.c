@@ -23,10 +23,10 @@
 
 enum { MAX_FRAME = 1 << 20, INPUT_BYTES = 32768 };
 
-static const struct {
+static const struct launcher {
     const char *name, *variable;
 } LAUNCHERS[] = {{"srun", "LRMS_VM_SRUN"}, {"pbsdsh", "LRMS_VM_PBSDSH"}};
-static const char *program, *variable;
+static const char *program; /* for messages */
 
 static const int FORWARDED[] = {SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGTERM, SIGCONT};
 
@@ -104,19 +104,22 @@ static bool take_frame(int fd) {
     return head[0] == 'W';
 }
 
-bool is_launcher(const char *name) {
+static const struct launcher *find(const char *name) {
     for (size_t i = 0; i < sizeof LAUNCHERS / sizeof *LAUNCHERS; i++)
-        if (strcmp(name, LAUNCHERS[i].name) == 0) {
-            program = LAUNCHERS[i].name;
-            variable = LAUNCHERS[i].variable;
-            return true;
-        }
-    return false;
+        if (strcmp(name, LAUNCHERS[i].name) == 0)
+            return &LAUNCHERS[i];
+    return NULL;
 }
 
-/* Called by a name for which `is_launcher` said yes. */
-int launch(char **argv) {
-    const char *path = getenv(variable);
+bool is_launcher(const char *name) {
+    return find(name) != NULL;
+}
+
+/* By a name for which `is_launcher` said yes. */
+int launch(const char *name, char **argv) {
+    const struct launcher *called = find(name);
+    const char *path = getenv(called->variable);
+    program = called->name;
     if (path == NULL)
         die(EXIT_USAGE, "%s: not possible from here: this task was not started by a batch script", program);
     signal(SIGPIPE, SIG_IGN);

@@ -55,7 +55,7 @@ int status_of_task(const char *id);
 int mount_share(const char *dir64);
 int wait_mounted(int argc, char **argv);
 bool is_launcher(const char *name);
-int launch(char **argv);
+int launch(const char *name, char **argv);
 void set_address(const char *seed);
 void give_root(const char *seed, gid_t gid);
 int become_root(int argc, char **argv);

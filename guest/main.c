@@ -171,7 +171,7 @@ int main(int argc, char **argv) {
     const char *name = argc > 0 ? strrchr(argv[0], '/') : NULL;
     name = name != NULL ? name + 1 : argc > 0 ? argv[0] : "";
     if (is_launcher(name))
-        return launch(argv);
+        return launch(name, argv);
     if (strcmp(name, "lrms-vm-root") == 0)
         return become_root(argc, argv);
     if (argc < 2)
@@ -196,6 +196,6 @@ int main(int argc, char **argv) {
     if (strcmp(verb, "mounted") == 0 && argc >= 4)
         return wait_mounted(argc - 2, argv + 2);
     if (is_launcher(verb))
-        return launch(argv + 1);
+        return launch(verb, argv + 1);
     return usage();
 }

@@ -96,24 +96,26 @@ def parse_mounts(mountinfo: str) -> tuple[Hierarchy, ...]:
     v1 ones with a wanted controller; the v2 one with no controllers yet: its root's file says which.
     """
     found: dict[str, Hierarchy] = {}
-    for line in mountinfo.splitlines():
-        before, dash, after = line.partition(" - ")
-        fields, kinds = before.split(), after.split()
-        if not dash or len(fields) < 5 or len(kinds) < 3 or kinds[0] not in ("cgroup", "cgroup2"):
-            continue
-        mount = _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), fields[4])
-        if kinds[0] == "cgroup2":
+    for mount, kind, options in _mounts(mountinfo):
+        if kind == "cgroup2":
             found[mount] = Hierarchy(mount, 2, frozenset())
-        elif controllers := WANTED & set(kinds[2].split(",")):
+        elif controllers := WANTED & set(options.split(",")):
             found[mount] = Hierarchy(mount, 1, frozenset(controllers))
     return tuple({(one.version, one.controllers): one for one in reversed(found.values())}.values())[::-1]
 
 
 def mount_points(mountinfo: str) -> tuple[str, ...]:
     """Of all hierarchies, also of those that count neither memory nor cpus."""
-    pairs = [(line.partition(" - ")[0].split(), line.partition(" - ")[2]) for line in mountinfo.splitlines()]
-    found = [fields[4] for fields, kind in pairs if len(fields) > 4 and kind.startswith(("cgroup ", "cgroup2 "))]
-    return tuple(dict.fromkeys(_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), path) for path in found))
+    return tuple(dict.fromkeys(mount for mount, _, _ in _mounts(mountinfo)))
+
+
+def _mounts(mountinfo: str) -> Iterator[tuple[str, str, str]]:
+    """(mount point, "cgroup" or "cgroup2", the file system's own options) of each line that is about one."""
+    for line in mountinfo.splitlines():
+        before, dash, after = line.partition(" - ")
+        fields, kinds = before.split(), after.split()
+        if dash and len(fields) >= 5 and len(kinds) >= 3 and kinds[0] in ("cgroup", "cgroup2"):
+            yield _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), fields[4]), kinds[0], kinds[2]
 
 
 def is_libvirts(name: str, key: str) -> bool:

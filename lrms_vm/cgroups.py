@@ -193,12 +193,7 @@ def measure(key: str, mountinfo: Path = MOUNTINFO) -> Usage:
 def remove(key: str, mountinfo: Path = MOUNTINFO) -> None:
     """The guest's groups, and what was made above them where nobody else is in it. Raises `NodeError`: still used."""
     for group in find(key, mountinfo):
-        deadline = time.monotonic() + REMOVE_TIMEOUT_S
-        while not _rmdir(group.path):
-            if time.monotonic() > deadline:
-                inside = _read(group.path, "cgroup.procs", absent="").split()
-                raise NodeError(f"{group.path}: still has processes {inside[:5]}", code="cgroup-stuck")
-            time.sleep(POLL_S)
+        _remove(group.path, _rmdir)
         with _locked(group.root):
             for directory in reversed(_between(group)[:-1]):
                 if not _rmdir(directory):
@@ -215,13 +210,13 @@ def remove_libvirts(key: str, mountinfo: Path = MOUNTINFO) -> None:
     for mount in mounts:
         for path in glob.glob(f"{glob.escape(mount)}/machine/qemu-*"):
             if cgroup_paths.is_libvirts(os.path.basename(path), key):
-                _remove_whole(path)
+                _remove(path, _rmdir_whole)
 
 
-def _remove_whole(path: str) -> None:
-    """With the groups below it, as its processes and libvirtd leave it."""
+def _remove(path: str, is_gone: Callable[[str], bool]) -> None:
+    """Try as long as its processes may still be ending. Raises `NodeError`."""
     deadline = time.monotonic() + REMOVE_TIMEOUT_S
-    while not all(_rmdir(directory) for directory, _, _ in os.walk(path, topdown=False)):
+    while not is_gone(path):
         if time.monotonic() > deadline:
             inside = _read(path, "cgroup.procs", absent="").split()
             raise NodeError(f"{path}: still has processes {inside[:5]}", code="cgroup-stuck")
@@ -256,6 +251,11 @@ def _rmdir(directory: str) -> bool:
             return False
         raise _failed(directory, "cannot remove", error) from error
     return True
+
+
+def _rmdir_whole(path: str) -> bool:
+    """Whether it is gone, with the groups below it."""
+    return all(_rmdir(directory) for directory, _, _ in os.walk(path, topdown=False))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from lrms_vm import pbsdsh_options, srun_options
 from lrms_vm.environment import TASK_VARIABLE, pack
 from lrms_vm.launch_options import Grammar
+from lrms_vm.lrms.base import LAUNCHER_NAMES
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,10 @@ def _pbsdsh(grammar: Grammar) -> Callable[[Sequence[str], Mapping[bytes, bytes],
     return read
 
 
-SRUN = Launcher("srun", b"SLURM_JOB_ID", keeps=(b"",), takes_input=True, read=_srun)
-LAUNCHERS = {
-    "slurm": SRUN,
-    "torque": Launcher("pbsdsh", b"PBS_JOBCOOKIE", (b"PBS_",), takes_input=False, read=_pbsdsh(pbsdsh_options.TORQUE)),
-    "openpbs": Launcher(
-        "pbsdsh", b"PBS_JOBCOOKIE", (b"PBS_",), takes_input=False, read=_pbsdsh(pbsdsh_options.OPENPBS)
-    ),
+SRUN = Launcher(LAUNCHER_NAMES["slurm"], b"SLURM_JOB_ID", keeps=(b"",), takes_input=True, read=_srun)
+LAUNCHERS = {"slurm": SRUN} | {
+    lrms: Launcher(LAUNCHER_NAMES[lrms], b"PBS_JOBCOOKIE", (b"PBS_",), takes_input=False, read=_pbsdsh(grammar))
+    for lrms, grammar in (("torque", pbsdsh_options.TORQUE), ("openpbs", pbsdsh_options.OPENPBS))
 }
 
 

@@ -24,7 +24,7 @@ from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.fetch import Fetcher, Metered
 from lrms_vm.guest import Hypervisor
 from lrms_vm.image import ImageEntry, ImageReference, VerifiedImage
-from lrms_vm.lrms.base import LAUNCHERS
+from lrms_vm.lrms.base import LAUNCHER_NAMES
 from lrms_vm.network_rules import CHANNEL_PORT, Address
 from lrms_vm.paths import JobPlaces, Places
 from lrms_vm.record import Record
@@ -112,7 +112,7 @@ def prologue(
             config=config,
             timeout_s=remaining_s(deadline),
             root=claim.root,
-            launcher=LAUNCHERS.get(allocation.lrms, ""),
+            launcher=LAUNCHER_NAMES.get(allocation.lrms, ""),
             address=address,
             channel_port=channel_port,
         )

@@ -92,7 +92,7 @@ def run(
     came_at = time.time()
     tty = os.isatty(0) and os.isatty(1)
     launcher = None
-    if script_at is not None or tty:
+    if script_at is not None or tty:  # loaded before the wait: an upgrade meanwhile must not mix two versions
         from lrms_vm import launch_service, launchers
 
         launcher = launchers.usable(lrms, job_environment)

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lrms_vm.errors import GuestLost, NodeError, RequestError
@@ -104,15 +105,18 @@ def _exec(args: argparse.Namespace) -> int:
             print(f"  | {line}", file=sys.stderr)
         raise
     if result.signal == signal.SIGKILL or result.exit_code == 128 + signal.SIGKILL:
-        for line in payload.console_tail(job.console)[::-1]:
-            if OUT_OF_MEMORY in line:
-                said = line[line.index(OUT_OF_MEMORY) :]
-                told = f"lrms-vm: killed; the guest's kernel had no memory left (ask for more, or use less): {said}"
-                print(told, file=sys.stderr, flush=True)
-                break
+        _tell_of_memory(payload.console_tail(job.console))
     if result.signal is not None:
         payload.die_by(result.signal)
     return result.exit_code if result.exit_code is not None else GuestLost.exit_code
+
+
+def _tell_of_memory(console: Sequence[str]) -> None:
+    """To the user, where the guest's kernel says on its console that it killed for lack of memory."""
+    said = [line[line.index(OUT_OF_MEMORY) :] for line in console if OUT_OF_MEMORY in line]
+    if said:
+        told = f"lrms-vm: killed; the guest's kernel had no memory left (ask for more, or use less): {said[-1]}"
+        print(told, file=sys.stderr, flush=True)
 
 
 def memory_texts(cgroup: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from lrms_vm.errors import ConfigError, LrmsVmError, NodeError, RequestError, Si
 from lrms_vm.request import Allocation
 
 PROLOGUE, EPILOGUE = "prologue", "epilogue"
-LAUNCHERS = {"slurm": "srun", "torque": "pbsdsh", "openpbs": "pbsdsh"}  # what starts a job's tasks, from within it
+LAUNCHER_NAMES = {"slurm": "srun", "torque": "pbsdsh", "openpbs": "pbsdsh"}  # what starts a job's tasks, from within it
 MAX_RETRIES = 3  # how often a job is sent back by our own hand; a batch system may start it sixteen times in 4 s
 
 

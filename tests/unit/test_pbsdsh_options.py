@@ -11,7 +11,7 @@ from lrms_vm.environment import TASK_VARIABLE, unpack
 from lrms_vm.errors import UsageError
 from lrms_vm.launch_options import Grammar
 from lrms_vm.launch_service import command
-from lrms_vm.lrms.base import LAUNCHERS
+from lrms_vm.lrms.base import LAUNCHER_NAMES
 from lrms_vm.pbsdsh_options import OPENPBS, TORQUE, Tasks, parse
 
 GUEST = {b"A": b"1", b"B": b"x=y", b"PBS_TASKNUM": b"1", b"LD_PRELOAD": b"/x"}
@@ -154,4 +154,4 @@ def test_a_job_has_its_own_system_s_launcher_or_none(lrms: str, job: dict[bytes,
 
 
 def test_what_the_prologue_puts_into_a_guest_is_what_its_host_answers() -> None:
-    assert {lrms: launcher.name for lrms, launcher in launchers.LAUNCHERS.items()} == LAUNCHERS
+    assert {lrms: launcher.name for lrms, launcher in launchers.LAUNCHERS.items()} == LAUNCHER_NAMES
