@@ -151,6 +151,61 @@ def test_who_waited_for_a_removed_lock_file_takes_the_new_one(places: Places) ->
     assert log.read_text() == "in out " * 7
 
 
+def test_a_hundred_that_wait_cost_next_to_nothing_and_are_woken_at_once(places: Places) -> None:
+    """What they wait for needs the processors; whoever asked for it ten times a second would take them."""
+    store.prepare(places)
+    path, ready = places.cache_locks / "x.lock", places.state_dir / "ready"
+
+    def wait() -> None:
+        spent_s = time.process_time()
+        with locks.locked(path, deadline=time.monotonic() + 30, instead=ready.exists) as held:
+            assert not held
+        assert time.process_time() - spent_s < 0.05
+        assert time.time() - ready.stat().st_mtime < 1.5  # the next time they would ask by themselves
+
+    with locks.locked(path, deadline=time.monotonic() + 5):
+        waiting = [in_child(wait) for _ in range(100)]
+        time.sleep(2)
+        ready.touch()
+    assert [ended(pid) for pid in waiting] == [0] * len(waiting)
+
+
+def test_one_of_those_who_wait_takes_over_from_a_holder_that_dies(places: Places) -> None:
+    store.prepare(places)
+    path, made = places.cache_locks / "x.lock", places.state_dir / "made"
+
+    def hold() -> None:
+        with locks.locked(path, deadline=time.monotonic() + 5):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def make() -> None:
+        with locks.locked(path, deadline=time.monotonic() + 30, instead=made.exists) as held:
+            if held and not made.exists():  # as the cache does: look again
+                made.touch(exist_ok=False)
+
+    holder = in_child(hold)
+    os.waitpid(holder, os.WUNTRACED)
+    waiting = [in_child(make) for _ in range(20)]
+    time.sleep(0.3)
+    os.kill(holder, signal.SIGKILL)
+    ended(holder)
+    assert [ended(pid) for pid in waiting] == [0] * len(waiting)
+    assert made.exists()
+
+
+def test_a_wait_that_was_given_up_locks_nothing_when_its_turn_comes(places: Places) -> None:
+    store.prepare(places)
+    path = places.cache_locks / "x.lock"
+    with locks.locked(path, deadline=time.monotonic() + 5):
+        with pytest.raises(LrmsVmError), locks.locked(path, deadline=time.monotonic() + 0.1):
+            pass
+        with locks.locked(path, deadline=time.monotonic() + 5, instead=iter([False, True]).__next__) as held:
+            assert not held
+    time.sleep(0.1)  # their turn
+    with locks.locked(path, deadline=time.monotonic()) as held:
+        assert held
+
+
 def test_two_prologues_of_one_job_share_its_lease(places: Places) -> None:
     pids = [in_child(lambda: acquire(places, served(), lease="local-1.n")) for _ in range(4)]
     assert [ended(pid) for pid in pids] == [0] * 4
