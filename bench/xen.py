@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bench.measure import Result
 from demo.layout import USER
+from demo.machine import claim
 from demo.programs import DemoError
 from demo.progress import say, step
 from demo.xen_cluster import XenCluster
-from demo.xen_node import claim
 
 ONCE = Path(__file__).with_name("xen_once.py")
 IMAGE = "hep-jets"

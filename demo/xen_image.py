@@ -1,228 +1,39 @@
-"""dom0's disk, made in three layers, each only when what it is made from changed:
-
-tree      mmdebstrap of bookworm                           two minutes, 1.1 GB
-package   the guide's commands, run in the tree            half a minute
-disk      the tree with keys, users, configuration         a quarter of a minute
-"""
+"""What dom0's disk is made from."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
-import json
-import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
-from demo import package, xen_guide
-from demo.layout import CHECKOUT
-from demo.programs import run
-from demo.progress import step
+from demo import guide
+from demo.machine_image import Recipe
+from demo.machine_layout import MachineLayout
 from demo.xen_conf import MASKED
-from demo.xen_layout import XenLayout
-from lrms_vm import build, guest_system, initrd
 
-Files = Mapping[str, tuple[bytes, int]]
-SUITE = "bookworm"
-# The machine itself; what our package needs is in the guide.
-PACKAGES = (
-    *("linux-image-amd64", "systemd-sysv", "udev", "dbus", "libvirt-clients", "openssh-server", "busybox-static"),
-    *("slurmd", "slurm-client", "munge", "iproute2", "procps", "kmod", "python3-libvirt", "tcpdump"),
-)
 MODULES = (
     *("virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "9pnet_virtio", "9p", "crc32c_generic", "ext4"),
     *("loop", "xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "xen_blkback", "xen_netback"),
     *("bridge", "br_netfilter", "isofs", "fuse"),
 )
-DISK_MIB = 12288  # sparse
-SOURCE = "root/lrms_vm"  # where an administrator would have unpacked our package
-STAMP = "made.json"
-FORMAT = 1  # raise it when the same inputs should make another disk
 
 
-def make(layout: XenLayout, files: Files) -> bool:
-    """Bring `layout.disk` up to date; return whether it had to be made anew. Raises `DemoError`.
-
-    `files`: the site's own, by their path in dom0: content and mode. A content for a file of Debian's is appended.
-    """
-    commands = xen_guide.commands()
-    layers = _layers(files)
-    stamp = layout.node / STAMP
-    before = _made(layout)
-    if before == layers and layout.disk.exists():
-        return False
-    stamp.unlink(missing_ok=True)
-    fresh_tree = before.get("tree") != layers["tree"]
-    if fresh_tree:
-        with step("dom0: Debian with Xen (two minutes, once)"):
-            _bootstrap(layout, _packages(commands))
-        stamp.write_text(json.dumps({"tree": layers["tree"]}))
-    if fresh_tree or before.get("package") != layers["package"]:
-        with step("dom0: our package, by the commands of docs/admin.md"):
-            _install(layout, commands)
-        stamp.write_text(json.dumps({"tree": layers["tree"], "package": layers["package"]}))
-    with step("dom0: its disk"):
-        _disk(layout, files)
-    stamp.write_text(json.dumps(layers))
-    return True
-
-
-def is_current(layout: XenLayout, files: Files) -> bool:
-    """Whether `make` would have nothing to do: a machine that runs on this disk is the one that is asked for."""
-    return _made(layout) == _layers(files) and layout.disk.exists()
-
-
-def _layers(files: Files) -> dict[str, str]:
-    """Digests of what each layer is made from."""
-    commands = xen_guide.commands()
-    site = {name: (_sha(data), mode) for name, (data, mode) in files.items()}
-    return {
-        "tree": _digest(FORMAT, SUITE, _packages(commands), guest_system.EXCLUDED),
-        "package": _digest(package.digest(), package.requirements(), commands, _digest_of(CHECKOUT / "examples")),
-        "disk": _digest(DISK_MIB, MODULES, MASKED, initrd.INIT, site),
-    }
-
-
-def _made(layout: XenLayout) -> dict[str, str]:
-    try:
-        made: dict[str, str] = json.loads((layout.node / STAMP).read_text())
-    except FileNotFoundError:
-        return {}
-    return made
-
-
-def _packages(commands: list[str]) -> list[str]:
-    return sorted({*PACKAGES, *xen_guide.packages(commands)})
-
-
-def _bootstrap(layout: XenLayout, packages: list[str]) -> None:
-    """Root's real files, by the machine's own apt sources; see lrms_vm/build.py, which does this for images."""
-    shutil.rmtree(layout.tree, ignore_errors=True)
-    work = layout.node / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    build.debootstrap(layout.tree, SUITE, tuple(packages), work, variant="minbase")
-    (layout.tree / "etc/apt/apt.conf.d/99mmdebstrap").unlink(missing_ok=True)  # this machine's way to its archive
-    shutil.rmtree(work)
-    for name in ("etc/passwd", "etc/group", "etc/shadow"):  # as Debian has them
-        shutil.copy2(layout.tree / name, layout.tree / f"{name}.debian")
-    for name in ("etc/libvirt/libxl.conf", "etc/xen/xl.conf"):
-        shutil.copy2(layout.tree / name, layout.tree / f"{name}.debian")
-
-
-def _install(layout: XenLayout, commands: list[str]) -> None:
-    """Run the guide's commands in the tree, on a copy of the checkout. What pip needs is made outside."""
-    tree = layout.tree
-    for name in ("opt/lrms_vm", SOURCE, "etc/lrms_vm", "etc/systemd/system/libvirtd.service.d"):
-        shutil.rmtree(tree / name, ignore_errors=True)
-    for name in ("etc/libvirt/libxl.conf", "etc/xen/xl.conf"):
-        shutil.copy2(tree / f"{name}.debian", tree / name)
-    package.copy_sources(tree / SOURCE)
-    shutil.copytree(CHECKOUT / "examples", tree / SOURCE / "examples", dirs_exist_ok=True)
-    wheels = _wheels(layout)
-    inside = tree / "var/cache/wheels"
-    shutil.copytree(wheels, inside, dirs_exist_ok=True)
-    environment = {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": "/var/cache/wheels",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_ROOT_USER_ACTION": "ignore",
-        "DEBIAN_FRONTEND": "noninteractive",
-        "HOME": "/root",
-        "LANG": "C.UTF-8",
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    }
-    given = [f"{name}={value}" for name, value in environment.items()]
-    try:
-        for line in commands:
-            script = f"cd /{SOURCE} && {line}"
-            run(["chroot", tree, "/usr/bin/env", "-i", *given, "/bin/sh", "-ec", script], timeout_s=600)
-    finally:
-        shutil.rmtree(inside, ignore_errors=True)
-
-
-def _wheels(layout: XenLayout) -> Path:
-    """Wheels of what setup.cfg asks for, by this machine's pip; dom0 has the same Python."""
-    wanted = [*package.requirements(), "setuptools", "wheel"]
-    place = layout.cache / f"wheels-{_digest(wanted)[:16]}"
-    if not place.exists():
-        fresh = place.with_suffix(".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        pip = CHECKOUT / ".venv" / "bin" / "pip"
-        run([pip, "wheel", "-q", "--wheel-dir", fresh, *wanted], timeout_s=900, pip=True)
-        fresh.replace(place)
-    return place
-
-
-def _disk(layout: XenLayout, files: Files) -> None:
-    """The site's files into the tree, then the tree into a file system, kernel and initrd beside it."""
-    tree = layout.tree
-    for name, (data, mode) in files.items():
-        path = tree / name
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        debians = tree / f"{name}.debian"
-        path.unlink(missing_ok=True)
-        path.write_bytes((debians.read_bytes() if debians.exists() else b"") + data)
-        path.chmod(mode)
-    _units(tree)
-    _own(tree, "etc/munge", "munge")
-    _boot_files(layout)
-    fresh = layout.disk.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    options = ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "lazy_itable_init=1", "-L", "dom0"]
-    run(["mke2fs", *options, "-d", tree, fresh, f"{DISK_MIB}M"], timeout_s=600)
-    fresh.replace(layout.disk)
-
-
-def _units(tree: Path) -> None:
-    """What starts, and what does not, by links as systemctl(1) would make them."""
-    units = tree / "etc/systemd/system"
-    for path in units.iterdir():
-        if path.is_symlink() and str(path.readlink()) == "/dev/null":
-            path.unlink()  # masked once, and not now
-    for name in MASKED:
-        (units / name).unlink(missing_ok=True)
-        (units / name).symlink_to("/dev/null")
-    wants = units / "sysinit.target.wants"
-    wants.mkdir(exist_ok=True)
-    link = wants / "machine.service"
-    link.unlink(missing_ok=True)
-    link.symlink_to("../machine.service")
-
-
-def _own(tree: Path, name: str, user: str) -> None:
-    """Give files to a user of dom0, by dom0's own numbers."""
-    lines = (tree / "etc/passwd").read_text().splitlines()
-    fields = next(line.split(":") for line in lines if line.startswith(f"{user}:"))
-    for path in (tree / name, *(tree / name).iterdir()):
-        os.chown(path, int(fields[2]), int(fields[3]))
-
-
-def _boot_files(layout: XenLayout) -> None:
-    """Xen as an ELF file, which is what QEMU's -kernel loads, dom0's kernel, and an initrd of our own: it is faster."""
-    boot = layout.tree / "boot"
-    (xen,) = boot.glob("xen-*-amd64.gz")
-    (kernel,) = boot.glob("vmlinuz-*")
-    (layout.node / "xen.elf").write_bytes(_gunzip(xen))
+def _boot_files(layout: MachineLayout, kernel: Path) -> None:
+    """Xen as an ELF file, which is what QEMU's -kernel loads, and dom0's kernel."""
+    (xen,) = kernel.parent.glob("xen-*-amd64.gz")
+    (layout.node / "xen.elf").write_bytes(gzip.decompress(xen.read_bytes()))
     shutil.copyfile(kernel, layout.node / "vmlinuz")
-    modules = build.module_files(layout.tree / "lib/modules" / kernel.name.removeprefix("vmlinuz-"))
-    present = [name for name in MODULES if name in modules]
-    busybox = (layout.tree / "bin/busybox").read_bytes()
-    (layout.node / "initrd.img").write_bytes(initrd.make(busybox, modules, common=present, xen=present))
 
 
-def _gunzip(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes())
-
-
-def _digest(*values: object) -> str:
-    return _sha(json.dumps(values, sort_keys=True).encode())
-
-
-def _digest_of(directory: Path) -> str:
-    return _digest([(str(path), _sha(path.read_bytes())) for path in sorted(directory.rglob("*")) if path.is_file()])
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+RECIPE = Recipe(
+    what="dom0",
+    headings=guide.sections("Xen"),
+    packages=("tcpdump",),
+    modules=MODULES,
+    masked=MASKED,
+    appended_to=("etc/libvirt/libxl.conf", "etc/xen/xl.conf"),
+    made_by_guide=("etc/systemd/system/libvirtd.service.d",),
+    mke2fs=("-O", "^has_journal", "-m", "0"),
+    disk_mib=12288,
+    boot_files=_boot_files,
+)

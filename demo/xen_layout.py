@@ -1,4 +1,4 @@
-"""Where the Xen node and its controller keep everything; names and addresses they share."""
+"""The Xen node's place, name and addresses."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.layout import Layout
+from demo.machine_layout import Identity, MachineLayout
 
 DEFAULT_BASE = Path("/var/lib/lrms_vm-xen")
 NODE = "x1"
-IMAGES = ("minimal", "hep-jets", "own-kernel")  # of the demo's site, that the node's users may name
-TAP = "lrms-vm-x1"
-HOST_ADDRESS = "10.99.7.1"  # the controller's, at our end of the tap
-NODE_ADDRESS = "10.99.7.2"  # dom0's
-PREFIX_LENGTH = 24
 SITE_BRIDGE = "site0"  # one of dom0's own, that guests may be plugged into
 
 
@@ -24,47 +19,19 @@ def default_base() -> Path:
 
 
 @dataclass(frozen=True)
-class XenLayout(Layout):
-    """The demo's tree at another place, and what belongs to the emulated machine.
+class XenLayout(MachineLayout):
+    """dom0 is the node."""
 
-    `home` is shared with dom0 at the same path; images and certificates are those of the demo's site.
-    """
-
-    site: Layout
-
-    @property
-    def node(self) -> Path:
-        """Everything of the machine; below a directory that only root can enter, since it has dom0's own files."""
-        return self.base / "node"
-
-    @property
-    def tree(self) -> Path:
-        """dom0's root file system, as a directory."""
-        return self.node / "root"
+    identity = Identity(
+        kind="xen",
+        node=NODE,
+        tap="lrms-vm-x1",
+        host_address="10.99.7.1",
+        node_address="10.99.7.2",
+        controller_port=26827,
+        images=("minimal", "hep-jets", "own-kernel"),
+    )
 
     @property
     def disk(self) -> Path:
-        """The same as a disk; the machine writes to a throw-away layer over it."""
         return self.node / "dom0.img"
-
-    @property
-    def key(self) -> Path:
-        """For ssh as root."""
-        return self.node / "id"
-
-    @property
-    def known_hosts(self) -> Path:
-        return self.node / "known_hosts"
-
-    @property
-    def console(self) -> Path:
-        """What Xen and dom0 said, since the last start."""
-        return self.log / "x1-console.log"
-
-    @property
-    def pid_file(self) -> Path:
-        return self.run / "x1.pid"
-
-    @property
-    def homes(self) -> Path:
-        return self.base / "home"

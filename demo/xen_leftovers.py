@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from demo.xen_node import Node
+from demo.machine import Machine
 
 # Runs in dom0; a line for each thing. A process counts when it works for a guest: by name, by our mark, by a key.
 LOOK = r"""
@@ -68,13 +68,13 @@ for pid in names("/proc"):
 USUAL = ("state locks", "mount / /run/credentials")
 
 
-def look(node: Node) -> frozenset[str]:
+def look(node: Machine) -> frozenset[str]:
     """One line for each thing. Raises `DemoError`."""
     said = node.run("python3 -I -", stdin=LOOK.encode(), timeout_s=60)
     return frozenset(line for line in said.splitlines() if not line.startswith(USUAL))
 
 
-def search(node: Node, before: frozenset[str], *, timeout_s: float = 20) -> list[str]:
+def search(node: Machine, before: frozenset[str], *, timeout_s: float = 20) -> list[str]:
     """What is there now and was not before; waits for what is about to go. Empty when nothing is left."""
     deadline = time.monotonic() + timeout_s
     while left := sorted(look(node) - before):

@@ -14,10 +14,11 @@ import pytest
 from demo import users, xen_leftovers
 from demo.jobs import Client, JobInfo, wait
 from demo.layout import USER
+from demo.machine import claim
 from demo.programs import wait_until
 from demo.xen_cluster import XenCluster
 from demo.xen_layout import NODE
-from demo.xen_node import Node, claim
+from demo.xen_node import Node
 
 BOOT_S = 300  # the longest a guest may take here: a guest in an emulated machine with two processors
 HERE = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""The commands of docs/admin.md, read from it: the node of the tests is installed by what administrators are told."""
+"""The commands of docs/admin.md, read from it: the nodes of the tests are installed by what administrators are told."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from demo.layout import CHECKOUT
 
 GUIDE = CHECKOUT / "docs" / "admin.md"
-# What is done before the node runs, in this order; the headings as the guide has them.
-SECTIONS = (
-    "1. The package, where users can execute it",
-    "With Xen",
-    "2. The configuration",
-    "3. Hooks and plugin",
-)
 APT = "apt install "
 
 
-def commands(path: Path = GUIDE, sections: Sequence[str] = SECTIONS) -> list[str]:
+def sections(hypervisor: str) -> tuple[str, ...]:
+    """The headings, as the guide has them, of what is done before the node runs, in this order."""
+    return (
+        "1. The package, where users can execute it",
+        f"With {hypervisor}",
+        "2. The configuration",
+        "3. Hooks and plugin",
+    )
+
+
+def commands(headings: Sequence[str], path: Path = GUIDE) -> list[str]:
     """One shell command a line: the indented lines below these headings. Raises `ValueError` for a heading gone."""
     found: dict[str, list[str]] = {}
     heading = ""
@@ -28,9 +31,9 @@ def commands(path: Path = GUIDE, sections: Sequence[str] = SECTIONS) -> list[str
             found[heading] = []
         elif line.startswith("    ") and heading:
             found[heading].append(line.strip())
-    if missing := [name for name in sections if not found.get(name)]:
+    if missing := [name for name in headings if not found.get(name)]:
         raise ValueError(f"{path}: no commands below the heading {missing[0]!r}")
-    return [line for name in sections for line in found[name]]
+    return [line for name in headings for line in found[name]]
 
 
 def packages(lines: Sequence[str]) -> list[str]:

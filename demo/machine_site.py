@@ -1,4 +1,4 @@
-"""What is the site's own on the Xen node: keys, accounts, configuration, the guests' kernel, the certificates."""
+"""What is the site's own on an emulated node: keys, accounts, configuration, the guests' kernel, the certificates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import grp
 import socket
 from pathlib import Path
 
-from demo import site, users, xen_conf
+from demo import machine_conf, site, users
 from demo.layout import GROUP, STRANGER, USER
+from demo.machine import shared_directories
+from demo.machine_conf import Own
+from demo.machine_layout import MachineLayout
 from demo.programs import run
-from demo.xen_layout import HOST_ADDRESS, IMAGES, NODE, NODE_ADDRESS, XenLayout
-from demo.xen_node import shared_directories
 
 Files = dict[str, tuple[bytes, int]]
 
@@ -19,50 +20,56 @@ def host_name() -> str:
     return socket.gethostname().partition(".")[0]
 
 
-def make_keys(layout: XenLayout) -> None:
+def make_keys(layout: MachineLayout) -> None:
     """A key for us and one for the node, made once."""
     for path in (layout.key, layout.node / "host_key"):
         if not path.exists():
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", path])
     public = (layout.node / "host_key.pub").read_text().split()
-    layout.known_hosts.write_text(f"{NODE_ADDRESS} {public[0]} {public[1]}\n")
+    layout.known_hosts.write_text(f"{layout.identity.node_address} {public[0]} {public[1]}\n")
 
 
-def node_files(layout: XenLayout) -> Files:
-    """Every file of the site in dom0: path without the leading slash, content, mode."""
+def node_files(layout: MachineLayout, own: Own) -> Files:
+    """Every file of the site in the node: path without the leading slash, content, mode."""
     files: Files = {}
+    identity = layout.identity
 
     def put(path: str, text: str | bytes, mode: int = 0o644) -> None:
         files[path] = (text if isinstance(text, bytes) else text.encode(), mode)
 
-    put("etc/hostname", f"{NODE}\n")
-    put("etc/hosts", f"127.0.0.1 localhost\n{HOST_ADDRESS} {host_name()}\n{NODE_ADDRESS} {NODE}\n")
+    put("etc/hostname", f"{identity.node}\n")
+    put(
+        "etc/hosts",
+        f"127.0.0.1 localhost\n{identity.host_address} {host_name()}\n{identity.node_address} {identity.node}\n",
+    )
     put("etc/fstab", "")
-    put("etc/resolv.conf", f"nameserver {HOST_ADDRESS}\n")  # nobody answers there: nothing here asks
-    put("etc/systemd/system/machine.service", xen_conf.NETWORK_UNIT)
+    put("etc/resolv.conf", f"nameserver {identity.host_address}\n")  # nobody answers there: nothing here asks
+    put("etc/systemd/system/machine.service", machine_conf.network_unit(layout, own))
     put("etc/lrms_vm/shared", "".join(f"{tag} {place}\n" for tag, place in shared_directories(layout).items()))
     put("root/.ssh/authorized_keys", layout.key.with_suffix(".pub").read_bytes(), 0o600)
     put("etc/ssh/ssh_host_ed25519_key", (layout.node / "host_key").read_bytes(), 0o600)
     put("etc/ssh/ssh_host_ed25519_key.pub", (layout.node / "host_key.pub").read_bytes())
     put("etc/munge/munge.key", (layout.munge_socket.parent / "munge.key").read_bytes(), 0o400)
-    put("etc/slurm/slurm.conf", xen_conf.slurm_conf(layout, host=host_name(), in_node=True))
+    put("etc/slurm/slurm.conf", machine_conf.slurm_conf(layout, own, host=host_name(), in_node=True))
     put("etc/slurm/plugstack.conf", "include plugstack.conf.d/*.conf\n")
-    for name, text in xen_conf.account_lines(*_accounts(), layout.homes).items():
+    for name, text in machine_conf.account_lines(*_accounts(), layout.homes).items():
         put(name, text, 0o640 if name == "etc/shadow" else 0o644)
-    _put_site(layout, files)
+    for name, text in own.files.items():
+        put(name, text)
+    _put_site(layout, own, files)
     return files
 
 
-def _put_site(layout: XenLayout, files: Files) -> None:
+def _put_site(layout: MachineLayout, own: Own, files: Files) -> None:
     kernel = site.site_kernel(layout.site)
-    images = {name: site.image_path(layout.site, name) for name in IMAGES}
-    toml = xen_conf.lrms_vm_toml(layout, kernel=xen_conf.node_kernel(kernel), images=images)
+    images = {name: site.image_path(layout.site, name) for name in layout.identity.images}
+    toml = machine_conf.lrms_vm_toml(layout, own, kernel=machine_conf.node_kernel(kernel, own), images=images)
     files["etc/lrms_vm/lrms_vm.toml"] = (toml.encode(), 0o644)
-    files["etc/lrms_vm/trust.toml"] = (xen_conf.policy(layout).encode(), 0o644)
+    files["etc/lrms_vm/trust.toml"] = (machine_conf.policy(layout).encode(), 0o644)
     for place, path in (("vmlinuz", kernel.vmlinuz), ("initrd.img", kernel.initrd)):
-        files[str(xen_conf.KERNEL_PLACE / place).lstrip("/")] = (path.read_bytes(), 0o644)
+        files[str(machine_conf.KERNEL_PLACE / place).lstrip("/")] = (path.read_bytes(), 0o644)
     for path in sorted((layout.site.ca / "certificates").iterdir()):
-        files[str(xen_conf.CA_PLACE / path.name).lstrip("/")] = (path.read_bytes(), 0o644)
+        files[str(machine_conf.CA_PLACE / path.name).lstrip("/")] = (path.read_bytes(), 0o644)
 
 
 def _accounts() -> tuple[dict[str, users.User], dict[str, tuple[int, list[str]]]]:
@@ -75,8 +82,8 @@ def _accounts() -> tuple[dict[str, users.User], dict[str, tuple[int, list[str]]]
     return people, groups
 
 
-def make_homes(layout: XenLayout) -> None:
-    """The users' directories, which dom0 has at the same path."""
+def make_homes(layout: MachineLayout) -> None:
+    """The users' directories, which the node has at the same path."""
     for name in (USER, STRANGER):
         user = users.find(name)
         home = layout.home(name)
@@ -85,7 +92,7 @@ def make_homes(layout: XenLayout) -> None:
             run(["chown", f"{user.uid}:{user.gid}", home])
 
 
-def login_node(layout: XenLayout, plugin: Path) -> None:
+def login_node(layout: MachineLayout, own: Own, plugin: Path) -> None:
     """What users' commands need on this machine: the plugin's options, nothing else."""
     target = layout.opt / "lrms_vm.so"
     fresh = target.with_suffix(".new")
@@ -94,5 +101,5 @@ def login_node(layout: XenLayout, plugin: Path) -> None:
     fresh.replace(target)
     (layout.etc / "plugstack.conf").write_text(f"required {target}\n")
     for name, plugstack in (("slurm.conf", True), ("slurm-noplugin.conf", False)):
-        text = xen_conf.slurm_conf(layout, host=host_name(), in_node=False, plugstack=plugstack)
+        text = machine_conf.slurm_conf(layout, own, host=host_name(), in_node=False, plugstack=plugstack)
         (layout.etc / name).write_text(text)
