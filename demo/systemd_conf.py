@@ -9,8 +9,7 @@ from demo.slurm_conf import CGROUP_CONF
 MASKED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "e2scrub_reap.service", "fstrim.timer"),
     *("dpkg-db-backup.timer", "getty.target", "systemd-hwdb-update.service", "systemd-binfmt.service"),
-    *("systemd-udev-trigger.service", "systemd-udevd.service", "systemd-udevd-kernel.socket"),
-    *("systemd-udevd-control.socket", "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service"),
+    *("systemd-update-utmp.service", "systemd-update-utmp-runlevel.service"),
     *("systemd-logind.service", "libvirt-guests.service", "networking.service", "ifupdown-pre.service"),
     *("systemd-pstore.service", "systemd-boot-system-token.service", "systemd-random-seed.service"),
     *("cron.service", "dnsmasq.service", "keyboard-setup.service", "console-setup.service"),
@@ -22,13 +21,6 @@ OWN = Own(
     memory_mb=3000,
     cgroups=True,
     cmdline="root=/dev/vda rw console=ttyS0 quiet",
-    # an emulated machine in an emulated machine takes a minute to boot
-    settings={
-        "hypervisor": "qemu",
-        "prologue_timeout_s": 600,
-        "epilogue_timeout_s": 120,
-        "boot_timeout_s": 900,
-        "guest_silent_s": 600,
-    },
+    settings={"epilogue_timeout_s": 120},
     files={"etc/slurm/cgroup.conf": CGROUP_CONF},
 )

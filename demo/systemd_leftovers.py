@@ -29,8 +29,10 @@ for line in lines("machinectl", "--no-legend", "--no-pager", "list", "--all"):
     print("machine", line)
 for line in lines("systemctl", "--no-legend", "--no-pager", "--plain", "list-units", "--all"):
     name = line.partition(" ")[0]
-    if name.endswith(".scope") or "lrms" in name or "machine" in name or " failed " in line:
-        print("unit", " ".join(line.split()[:4]))
+    if name.endswith(".scope") or "machine" in name:
+        print("unit", name)
+    if " failed " in line:
+        print("failed unit", name)
 for path, directories, _ in os.walk("/sys/fs/cgroup"):
     for name in directories:
         if re.search(r"lrms|qemu|machine|job_", name):
@@ -44,7 +46,8 @@ for place in ("jobs", "leases", "ingest", "locks"):
     for name in names("/var/lib/lrms_vm/" + place):
         print("state", place, name)
 for name in names("/run/libvirt/qemu"):
-    print("libvirt", name)
+    if "lrms" in name:
+        print("libvirt", name)
 for pid in names("/proc"):
     if not pid.isdigit():
         continue
@@ -59,8 +62,8 @@ for pid in names("/proc"):
         print("process", text[:160])
 """
 
-# The cache's lock files stay; libvirtd ends when nobody asked for two minutes; units that systemd starts have these.
-USUAL = ("state locks", "libvirt driver.pid", "mount / /run/credentials", "unit session-", "unit init.scope")
+# Of the cache, whose lock files stay, and of units that systemd starts.
+USUAL = ("state locks", "mount / /run/credentials")
 
 
 def look(node: Machine) -> frozenset[str]:
