@@ -6,6 +6,7 @@
  *   guest prepare ID NAME         user: keep stdin as tasks/ID/NAME (the job's script, or a long task description)
  *   guest task ID SPEC            user: run the payload; see task.c
  *   guest signal ID NAME          user: signal the payload's process group
+ *   guest follow ID               user: stop the task while stdin, from which a byte comes each second, is silent
  *   guest status ID               user: how the payload ended
  *   guest share DIR64             user: sshfs on stdin and stdout, mounted on DIR
  *   guest mounted SECONDS DIR64.. user: wait until all are mounted
@@ -51,6 +52,8 @@ int run_channel(const char *device);
 int prepare(const char *id, const char *name);
 int task(int argc, char **argv);
 int signal_task(const char *id, const char *name);
+pid_t payload_of(const char *id); /* 0: not yet, or no more */
+int follow(const char *id);
 int status_of_task(const char *id);
 int mount_share(const char *dir64);
 int wait_mounted(int argc, char **argv);

@@ -163,7 +163,7 @@ char *decode64(const char *text, size_t *length) {
 
 static int usage(void) {
     warn_line("usage: guest boot SEEDDIR | early SEEDDIR | channel [DEVICE] | prepare ID NAME | task ID SPEC | task ID -- ARGV... |"
-              " signal ID NAME | status ID | share DIR64 | mounted SECONDS DIR64... | srun ... | pbsdsh ...");
+              " signal ID NAME | follow ID | status ID | share DIR64 | mounted SECONDS DIR64... | srun ... | pbsdsh ...");
     return EXIT_USAGE;
 }
 
@@ -189,6 +189,8 @@ int main(int argc, char **argv) {
         return task(argc - 2, argv + 2);
     if (strcmp(verb, "signal") == 0 && argc == 4)
         return signal_task(argv[2], argv[3]);
+    if (strcmp(verb, "follow") == 0 && argc == 3)
+        return follow(argv[2]);
     if (strcmp(verb, "status") == 0 && argc == 3)
         return status_of_task(argv[2]);
     if (strcmp(verb, "share") == 0 && argc == 3)

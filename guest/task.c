@@ -286,6 +286,11 @@ int status_of_task(const char *id) {
     return 0;
 }
 
+pid_t payload_of(const char *id) {
+    char *pid = read_note(id, "pid");
+    return pid != NULL ? (pid_t)strtol(pid, NULL, 10) : 0;
+}
+
 static int signal_number(const char *name) {
     if (isdigit((unsigned char)name[0])) {
         char *end;
@@ -308,10 +313,7 @@ int signal_task(const char *id, const char *name) {
     for (long long until = now_ms() + 10000; now_ms() < until; usleep(10000)) {
         if (read_note(id, "status") != NULL)
             return 0; /* ended: nobody left to tell */
-        char *pid = read_note(id, "pid");
-        if (pid == NULL)
-            continue;
-        pid_t group = (pid_t)strtol(pid, NULL, 10);
+        pid_t group = payload_of(id);
         if (group > 1 && kill(-group, number) == 0)
             return 0;
     }

@@ -24,6 +24,7 @@ from lrms_vm import channel
 from lrms_vm.environment import entries, payload_environment
 from lrms_vm.errors import GuestLost, NodeError, RequestError
 from lrms_vm.paths import UserPlaces, below
+from lrms_vm.suspension import BEAT_S, STOPPED_UNTOLD, Heartbeat
 from lrms_vm.verdict import Verdict
 
 NOT_FORWARDED = {
@@ -97,7 +98,8 @@ def run(
 
         launcher = launchers.usable(lrms, job_environment)
     wait_until_ready(user, signals, timeout_s=patience_s(verdict.boot_timeout_s, came_at - booting_since))
-    task = _Task(user, signals, identifier="t" + os.urandom(8).hex(), tty=tty)
+    untold = lrms in STOPPED_UNTOLD
+    task = _Task(user, signals, identifier="t" + os.urandom(8).hex(), tty=tty, may_be_stopped_untold=untold)
     words = [os.fsencode(word) for word in argv]
     also: dict[bytes, bytes] = {b"TERM": job_environment.get(b"TERM", b"dumb")} if tty else {}
     if script_at is not None:
@@ -119,7 +121,7 @@ def run(
     try:
         result = task.run(description(directory, environment, words))
     finally:
-        task.end_service()
+        task.close()
         _restore_blocking()
     _note_times(verdict, user, came_at, began_at, timing)
     return result
@@ -156,8 +158,9 @@ def wait_until_ready(user: UserPlaces, signals: Signals, *, timeout_s: float) ->
         for number in list(signals.queue):
             if number in ENDING:
                 die_by(number)
-            if number == signal.SIGCONT:
-                signals.queue.remove(number)
+        if signal.SIGCONT in signals.queue:  # suspended and resumed meanwhile, which is no news for the payload
+            over = (signal.SIGCONT, signal.SIGTSTP)
+            signals.queue = deque(number for number in signals.queue if number not in over)
 
 
 def description(directory: str, environment: Mapping[bytes, bytes], words: Sequence[bytes]) -> bytes:
@@ -229,13 +232,17 @@ def console_tail(console: Path) -> list[str]:
 class _Task:
     """One payload in the guest and what belongs to it while it runs: its sessions, its signals, its launch service."""
 
-    def __init__(self, user: UserPlaces, signals: Signals, *, identifier: str, tty: bool) -> None:
+    def __init__(
+        self, user: UserPlaces, signals: Signals, *, identifier: str, tty: bool, may_be_stopped_untold: bool
+    ) -> None:
         self.user, self.signals, self.identifier, self.tty = user, signals, identifier, tty
+        self.may_be_stopped_untold = may_be_stopped_untold
         self.options: list[str] = []
         self.service: int | None = None
         self._sender: int | None = None
         self._sending = (0, 0)  # signal, how often tried
         self._not_before = 0.0
+        self._heartbeat = Heartbeat()
 
     def prepare(self, name: str, stdin: int) -> None:
         """Copy what `stdin` holds into the task's directory in the guest."""
@@ -262,6 +269,8 @@ class _Task:
         for _ in range(3):
             self._not_before = time.monotonic() + (EARLY_SIGNAL_DELAY_S if self.signals.queue else 0)
             pid = self._session(command, fds=(0, 1, 2), tty=self.tty, options=self.options)
+            if self.may_be_stopped_untold:
+                self._heartbeat.begin(self._followed)
             code = self._wait(pid, forward=True)
             if code not in AMBIGUOUS and code >= 0:
                 return PayloadResult(code, None)
@@ -270,7 +279,8 @@ class _Task:
                 return result
         raise GuestLost("the payload could not be started in the guest", code="guest-lost")
 
-    def end_service(self) -> None:
+    def close(self) -> None:
+        self._heartbeat.end()
         if self.service is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.service, signal.SIGTERM)
@@ -296,8 +306,10 @@ class _Task:
                 return os.waitstatus_to_exitcode(status)
             if forward:
                 self._forward()
+            self._heartbeat.beat()
             waiting = forward and self._sender is None and bool(self.signals.queue)
-            self.signals.wait(max(self._not_before - time.monotonic(), 0.001) if waiting else 5.0)
+            idle_s = BEAT_S if self._heartbeat.beats else 5.0
+            self.signals.wait(max(self._not_before - time.monotonic(), 0.001) if waiting else idle_s)
 
     def _forward(self) -> None:
         """At most one signal is on its way at a time, so that they arrive in order; a failed one is tried again."""
@@ -313,10 +325,18 @@ class _Task:
             self._send(self.signals.queue.popleft(), 1)
 
     def _send(self, number: int, tries: int) -> None:
+        if number == signal.SIGCONT:
+            self._heartbeat.end()
+        if number == signal.SIGTSTP or self.may_be_stopped_untold:
+            self._heartbeat.begin(self._followed)
         with open(os.devnull, "r+b") as null:
             command = channel.guest_command("signal", self.identifier, str(number))
             self._sender = self._session(command, fds=(null.fileno(), null.fileno(), null.fileno()))
         self._sending = (number, tries)
+
+    def _followed(self, stdin: int) -> None:
+        with open(os.devnull, "r+b") as null:
+            self._session(channel.guest_command("follow", self.identifier), fds=(stdin, null.fileno(), null.fileno()))
 
     def _ask_how_it_ended(self) -> PayloadResult | None:
         """What the status file in the guest says; None if the payload was never started. Raises `GuestLost`."""

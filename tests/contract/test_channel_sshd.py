@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import pty
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.programs import wait_until
 from lrms_vm.verdict import READY, REFUSED, Verdict, write_verdict
 from tests.guest_in_namespace import GID, NAME, PROGRAM, REPOSITORY, UID, GuestInNamespace, read_json
 
@@ -317,6 +319,63 @@ def test_a_guest_that_dies_while_booting_is_known_at_once(program: None) -> None
         assert result.returncode == 70
         assert b"no connection to the guest" in result.stderr
         assert time.monotonic() - started < 5
+
+
+TICKING = "trap 'echo told >> told' TSTP; (setsid sh -c 'while :; do echo . >> child; sleep 0.2; done' &) ; {body}"
+
+
+@pytest.mark.parametrize("lrms, told", [("slurm", True), ("gridengine", False)])
+def test_a_suspended_job_s_payload_is_stopped_with_all_it_started_and_goes_on(
+    guest: GuestInNamespace, lrms: str, told: bool
+) -> None:
+    """As slurmd suspends: SIGTSTP to all of the step's processes, a moment, SIGSTOP; others send the latter alone."""
+    here = guest.work / f"suspended-{lrms}"
+    here.mkdir()
+    os.chown(here, UID, GID)
+    ticks = "while [ ! -e end ]; do echo . >> ticks; sleep 0.2; done; exit 7"
+    process = guest.start("sh", "-c", TICKING.format(body=ticks), options=["--lrms", lrms], cwd=here)
+    wait_until("ticks", lambda: size(here / "ticks") > 2 and size(here / "child") > 2, timeout_s=30)
+    for number, pause_s in ((signal.SIGTSTP, 2), (signal.SIGSTOP, 5))[0 if told else 1 :]:
+        for pid in tree(process.pid):
+            os.kill(pid, number)
+        time.sleep(pause_s)
+    assert (here / "told").exists() == told
+    before = size(here / "ticks"), size(here / "child")
+    time.sleep(2)
+    assert (size(here / "ticks"), size(here / "child")) == before
+    for pid in tree(process.pid):
+        os.kill(pid, signal.SIGCONT)
+    wait_until(
+        "ticks", lambda: size(here / "ticks") > before[0] + 2 and size(here / "child") > before[1] + 2, timeout_s=30
+    )
+    (here / "end").touch()
+    assert process.wait(30) == 7
+
+
+def test_a_tstp_that_nothing_follows_stops_nothing(guest: GuestInNamespace) -> None:
+    """A payload may use it for its own ends."""
+    here = guest.work / "told"
+    here.mkdir()
+    os.chown(here, UID, GID)
+    ticks = "while [ ! -e end ]; do date +%s.%N >> ticks; sleep 0.2; done; exit 7"
+    process = guest.start("sh", "-c", TICKING.format(body=ticks), cwd=here)
+    wait_until("ticks", lambda: size(here / "ticks") > 2, timeout_s=30)
+    process.send_signal(signal.SIGTSTP)
+    time.sleep(8)
+    (here / "end").touch()
+    assert process.wait(30) == 7
+    assert (here / "told").read_text() == "told\n"
+    times = [float(word) for word in (here / "ticks").read_text().split()]
+    assert max(late - early for early, late in itertools.pairwise(times)) < 2.5
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(each for child in children for each in tree(int(child)))]
 
 
 def test_closed_standard_descriptors_are_empty_ones(guest: GuestInNamespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -9,7 +10,8 @@ import pytest
 
 from demo.gridengine import GridEngine
 from demo.layout import USER
-from tests.integration.gridengine.conftest import Desk, clear, make_desk
+from demo.programs import wait_until
+from tests.integration.gridengine.conftest import BOOT_S, Desk, clear, make_desk
 
 pytestmark = pytest.mark.guest
 
@@ -42,6 +44,7 @@ def batch(engine: GridEngine) -> Iterator[Batch]:
     ids["127"] = desk.qsub("-b", "y", "/no/such/program")
     ids["signal"] = desk.qsub("-S", "/bin/sh", script=WHERE + "kill -SEGV $$\n")
     ids["error"] = desk.qsub(script=WHERE + "exit 100\n")
+    ids["suspended"] = desk.qsub(script="while [ ! -e end ]; do echo . >> ticks; sleep 0.2; done; exit 5\n")
     yield batch
     clear(desk)
 
@@ -94,6 +97,22 @@ def test_a_payloads_own_100_means_what_it_means_in_grid_engine(batch: Batch) -> 
     assert desk.said(job_id) == "in the guest\n"
     desk.engine.ask("qdel", str(job_id))
     desk.nothing_left(job_id)
+
+
+def test_a_suspended_job_s_payload_stops_and_goes_on(batch: Batch) -> None:
+    """Here by SIGSTOP with nothing before: queue_conf(5), suspend_method."""
+    desk, job_id = batch.desk, batch.ids["suspended"]
+    ticks = desk.directory / "ticks"
+    wait_until("it works", ticks.exists, timeout_s=BOOT_S)
+    desk.engine.ask("qmod", "-sj", str(job_id))
+    time.sleep(6)  # three until the guest takes the silence for a stop
+    before = ticks.stat().st_size
+    time.sleep(3)
+    assert ticks.stat().st_size == before
+    desk.engine.ask("qmod", "-usj", str(job_id))
+    wait_until("it goes on", lambda: ticks.stat().st_size > before + 2, timeout_s=30)
+    (desk.directory / "end").touch()
+    assert batch.end("suspended")[0] == 5
 
 
 def test_the_queue_is_in_service_after_all_that(batch: Batch) -> None:

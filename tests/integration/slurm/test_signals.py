@@ -30,7 +30,8 @@ def jobs(cluster: Cluster) -> Iterator[tuple[Desk, dict[str, int]]]:
         ),
         "polite": desk.sbatch(
             *SMALL, "--time=10",
-            script="trap 'echo usr1 >> polite-usr1' USR1; trap 'sleep 1; echo cleaned > polite-term; exit 0' TERM; echo up > polite-up\n" + IDLE,
+            script="trap 'echo usr1 >> polite-usr1' USR1; trap 'sleep 1; echo cleaned > polite-term; exit 0' TERM; echo up > polite-up\n"
+            "(trap '' USR1; while :; do echo . >> polite-ticks; sleep 0.2; done) &\n" + IDLE,
         ),
         "stubborn": desk.sbatch(
             *SMALL, "--time=10", script="trap 'echo ignored > stubborn-term' TERM; echo up > stubborn-up\n" + IDLE
@@ -48,6 +49,23 @@ def test_a_signal_to_the_batch_script_arrives(jobs: tuple[Desk, dict[str, int]])
     desk.user.cancel(ids["polite"], "--batch", "--signal=USR1")
     twice = "usr1\nusr1\n"
     wait_until("the second USR1", lambda: (desk.directory / "polite-usr1").read_text() == twice, timeout_s=30)
+
+
+def test_a_suspended_job_s_payload_stops_and_goes_on(jobs: tuple[Desk, dict[str, int]]) -> None:
+    """What a job leaves to another one, as where a partition preempts by suspending, is its processors."""
+    desk, ids = jobs
+    desk.written("polite-ticks")
+    ticks, root, job_id = desk.directory / "polite-ticks", desk.cluster.client("root"), str(ids["polite"])
+    before = ticks.stat().st_size
+    wait_until("it works", lambda: ticks.stat().st_size > before, timeout_s=30)
+    root.call(["scontrol", "suspend", job_id])
+    time.sleep(8)  # two seconds until Slurm's SIGSTOP, three until the guest takes the silence for one
+    before = ticks.stat().st_size
+    time.sleep(3)
+    assert ticks.stat().st_size == before
+    assert desk.cluster.job_info(ids["polite"]).state == "SUSPENDED"
+    root.call(["scontrol", "resume", job_id])
+    wait_until("it goes on", lambda: ticks.stat().st_size > before + 2, timeout_s=30)
 
 
 def test_a_cancelled_payload_can_clean_up(jobs: tuple[Desk, dict[str, int]]) -> None:
