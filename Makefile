@@ -8,6 +8,8 @@
 #   make test-openpbs    the OpenPBS that runs on this host
 #   make test-xen        a real Xen host, emulated, and real jobs on it only
 #   make xen-node        build and boot that Xen host; `make xen-node-stop` ends it      (docs/xen.md)
+#   make test-systemd    a real node with systemd, cgroup v2 and KVM, emulated, and real jobs on it only
+#   make systemd-node    build and boot that node; `make systemd-node-stop` ends it      (docs/confinement.md)
 #   make fuzz [FUZZ=20]  each parser of foreign bytes for so many seconds, on bytes that are nearly right
 #   make soak [JOBS=200] [SEED=N] [SLICE=A:B]   real jobs with random faults from a printed seed; ends with nothing left
 #   make deb             the Debian package, in build/deb
@@ -24,7 +26,7 @@ FUZZ ?= 20
 JOBS ?= 200
 SEED ?=
 
-.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen fuzz bench soak figure3 deb man pages lint format prerequisites programs clean
+.PHONY: all demo demo-stop clean-demo xen-node xen-node-stop systemd-node systemd-node-stop test test-unit test-slurm test-gridengine test-torque test-openpbs test-xen test-systemd fuzz bench soak figure3 deb man pages lint format prerequisites programs clean
 
 all: prerequisites
 
@@ -38,6 +40,7 @@ demo-stop: $(STAMPS)/venv
 clean-demo: $(STAMPS)/venv
 	@$(PYTHON) -m demo.gridengine stop
 	@$(PYTHON) -m demo.xen_cluster remove
+	@$(PYTHON) -m demo.systemd_cluster remove
 	@$(PYTHON) -m demo.cluster remove
 
 xen-node: prerequisites
@@ -45,6 +48,12 @@ xen-node: prerequisites
 
 xen-node-stop: $(STAMPS)/venv
 	@$(PYTHON) -m demo.xen_cluster stop
+
+systemd-node: prerequisites
+	@$(PYTHON) -m demo.systemd_cluster start
+
+systemd-node-stop: $(STAMPS)/venv
+	@$(PYTHON) -m demo.systemd_cluster stop
 
 test: prerequisites
 	@$(PYTHON) -m tests.everything
@@ -69,6 +78,9 @@ test-openpbs: prerequisites
 # the whole node in software emulation: no hardware virtualisation needed
 test-xen: prerequisites
 	$(PYTHON) -m pytest tests/integration/xen
+
+test-systemd: prerequisites
+	$(PYTHON) -m pytest tests/integration/systemd
 
 fuzz: $(STAMPS)/venv
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[fuzz]'

@@ -18,7 +18,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 LOGS = CHECKOUT / "build" / "test"
 XEN = ("tests/integration/xen",)
-CLUSTERS = ("tests/integration", "--ignore=tests/integration/xen")
+CLUSTERS = ("tests/integration", "--ignore=tests/integration/xen", "--ignore=tests/integration/systemd")
 REST = ("lrms_vm", "tests", "--ignore=tests/integration")
 STOP_S = 300  # how long a part that is told to stop may take to stop its daemons
 
