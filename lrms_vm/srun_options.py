@@ -108,6 +108,7 @@ HINTS = {
     "pty": "start it from outside the guest",
     "jobid": "a guest's srun starts steps of its own job only",
     "multi-prog": "start one srun per program, or let a script choose by SLURM_PROCID",
+    "het-group": "steps over several components of a job are started from outside the guest",
     "vm-image": "a job's guests all run the image the job was started with",
 }
 GRAMMAR = Grammar("srun", LONG, SHORT, _SHORT_REFUSED, HINTS)
@@ -141,6 +142,8 @@ def parse(arguments: Sequence[str], *, may_change_to: Callable[[str], bool]) -> 
         if name in ("nodelist", "exclude") and value is not None and "/" in value:
             raise GRAMMAR.refusal(f"--{name}={value}: srun would read a file of the host", "write the node names")
         options.append(f"--{name}" if value is None else f"--{name}={value}")
+    if ":" in command:  # srun(1), heterogeneous jobs: what follows is another component, with options of its own
+        raise GRAMMAR.refusal("a ':' between components is not possible from inside a guest", HINTS["het-group"])
     step = Step(tuple(options), export, command)
     if not step.command and not {"--help", "--version", "--usage"} & set(options):
         raise GRAMMAR.usage("no command to run", "srun [options] COMMAND [arguments]")

@@ -60,6 +60,7 @@ def test_options_are_read_as_srun_reads_them(arguments: list[str], options: list
         ("--container=/x", "--container"),
         ("--uid=0", "--uid"),
         ("--x11", "--x11"),
+        ("--het-group=0", "--het-group"),
         ("--debugger-test", "--debugger-test"),
     ],
 )
@@ -72,6 +73,15 @@ def test_what_would_act_on_the_host_is_refused_by_name(word: str, named: str) ->
     assert named in str(caught.value)
     assert caught.value.exit_code == 64
     assert caught.value.code == "launch-refused"
+
+
+@pytest.mark.parametrize("before", [[], ["-n1"], ["--"], ["-n", "1", "--"]])
+def test_a_second_component_of_the_step_gets_no_options_past_the_table(before: list[str]) -> None:
+    """srun takes any word ":" for the end of a component, after "--" too, and reads options again."""
+    with pytest.raises(UsageError) as caught:
+        read(*before, "true", ":", "--prolog=/home/me/on-the-host", "true")
+    assert caught.value.code == "launch-refused"
+    assert read(*before, "test", "::", ": ").command == ("test", "::", ": ")
 
 
 @pytest.mark.parametrize("arguments", [["--chdir=/etc"], ["-D", "/"], ["-w", "/etc/shadow"], ["--exclude=./f"]])
@@ -87,7 +97,7 @@ def test_what_cannot_be_read_is_usage(arguments: list[str]) -> None:
     assert caught.value.code == "launch-usage"
 
 
-@given(st.lists(st.text(max_size=12), max_size=6))
+@given(st.lists(st.text(max_size=12) | st.sampled_from([":", "--", "true", "-n1"]), max_size=6))
 def test_no_command_line_gets_an_option_past_the_table(arguments: list[str]) -> None:
     from lrms_vm.srun_options import LONG
 
@@ -95,6 +105,7 @@ def test_no_command_line_gets_an_option_past_the_table(arguments: list[str]) -> 
         step = read(*arguments)
     except UsageError:
         return
+    assert ":" not in step.command
     assert all(option.removeprefix("--").partition("=")[0] in LONG for option in step.options)
 
 
