@@ -24,7 +24,6 @@ from lrms_vm.verdict import Verdict
 
 BWRAP = "/usr/bin/bwrap"
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
-POLL_S = 0.02
 SHARES_TIMEOUT_S = 60
 
 
@@ -85,6 +84,7 @@ def passwd_line(name: str, uid: int, gid: int) -> str:
 
 def _wait_for_guest(user: UserPlaces, verdict: Verdict, deadline: float) -> None:
     """Start the shared connection; its ProxyCommand does the waiting. Raises `GuestLost`."""
+    started = time.monotonic()
     pid = channel.open_shared_connection(user, verdict.key)
     while not user.control_socket.exists():
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -94,7 +94,7 @@ def _wait_for_guest(user: UserPlaces, verdict: Verdict, deadline: float) -> None
         if time.monotonic() >= deadline:
             os.kill(pid, 9)
             raise GuestLost(f"the guest did not come up within {verdict.boot_timeout_s} s", code="guest-silent")
-        time.sleep(POLL_S)
+        time.sleep(channel.pause_s(time.monotonic() - started))
 
 
 def _offer_share(user: UserPlaces, key: str, share: str) -> None:

@@ -11,20 +11,19 @@ socket, or `tcp:ADDRESS:PORT`: a Xen guest with an address is reached by that, f
 
 from __future__ import annotations
 
-import functools
 import os
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from lrms_vm.errors import GuestLost, NodeError
-from lrms_vm.paths import UserPlaces
 
+TYPE_CHECKING = False  # as typing's, without loading it: a ProxyCommand starts beside every guest
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lrms_vm.paths import UserPlaces
 
 SSH = "/usr/bin/ssh"
 HOST = "guest"  # the alias in ssh_config and known_hosts
@@ -37,6 +36,7 @@ HELLO_EVERY_S = 1.0
 RETRY_S = 0.2
 MAX_NOISE_BYTES = 1 << 16
 MAX_COMMAND_BYTES = 100 << 10  # one argument of execve(2) holds 128 KiB
+POLL_S, POLL_SHARE = 0.02, 0.02
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SIOCOUTQ = 0x5411  # unix(7): bytes the other end has not read yet
 
@@ -60,6 +60,8 @@ def ssh_config(
     `place`: where the guest answers, see above; by default the job's channel socket. `proxy`: another ProxyCommand.
     `silent_s`: a guest that says nothing for so long is lost.
     """
+    import shlex
+
     place = place or str(user.root.with_name("channel.sock"))
     command = proxy or (sys.executable, "-I", "-m", "lrms_vm.channel", place)
     lines = {
@@ -93,6 +95,16 @@ def ssh_config(
         "LogLevel": "ERROR",
     }
     return f"Host {HOST}\n" + "".join(f"    {name} {value}\n" for name, value in lines.items())
+
+
+def pause_s(waited_s: float) -> float:
+    """How long to sleep before looking again for what was waited for so long: a look costs the guest's own processor
+    time where processors are few, so none is late by more than a fiftieth.
+
+    >>> pause_s(0), pause_s(10)
+    (0.02, 0.2)
+    """
+    return max(POLL_S, min(waited_s * POLL_SHARE, 0.5))
 
 
 def open_shared_connection(user: UserPlaces, key: str) -> int:
@@ -132,6 +144,8 @@ def start(
     posix_spawn and not subprocess: `exec` starts with every task and must be quick. `blocked` is its signal mask.
     Raises `NodeError`.
     """
+    import functools
+
     high = [os.dup(fd) for fd in fds]  # close-on-exec, and out of the way of 0, 1 and 2
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(high)]
     spawn = functools.partial(os.posix_spawn, setpgroup=0) if own_group else os.posix_spawn

@@ -33,7 +33,6 @@ NOT_FORWARDED = {
 }
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM, signal.SIGXCPU, signal.SIGABRT}
 AMBIGUOUS = {126, 127, 254, 255}  # sshd's or the login shell's own, too: the status file decides
-POLL_S = 0.02
 FIRST_WORD_AFTER_S, NEXT_WORD_AFTER_S = 10, 30
 ATTACH_SLACK_S = 30  # attach reports a guest that never comes up itself; this is for an attach that died
 EARLY_SIGNAL_DELAY_S = 1.0  # a signal from before the payload's start: let a script set its traps first
@@ -154,7 +153,7 @@ def wait_until_ready(user: UserPlaces, signals: Signals, *, timeout_s: float) ->
         if waited >= (told_at + NEXT_WORD_AFTER_S if told_at else FIRST_WORD_AFTER_S):
             told_at = waited
             print(f"lrms-vm: waiting for the guest ({waited:.0f} s so far)", file=sys.stderr, flush=True)
-        signals.wait(POLL_S)
+        signals.wait(channel.pause_s(waited))
         for number in list(signals.queue):
             if number in ENDING:
                 die_by(number)
