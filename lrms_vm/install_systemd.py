@@ -100,14 +100,21 @@ def settle(targets: SystemdTargets) -> list[str]:
 
     Returns what is left to do by hand where that fails: the files are right anyway.
     """
-    said = []
-    calls = [["daemon-reload"]]
-    for name in (*TIMERS, METRICS):
-        enabled = (targets.unit("timers.target.wants") / name).is_symlink()
-        calls.append(["start" if enabled else "stop", name])
-    for words in calls:
+    said: list[str] = []
+
+    def systemctl(*words: str) -> str:
         try:
-            command.run(["systemctl", *words], timeout_s=TIMEOUT_S)
+            return command.run(["systemctl", *words], timeout_s=TIMEOUT_S).decode("utf-8", "replace")
         except LrmsVmError as error:
             said.append(f"by hand: systemctl {' '.join(words)} ({error.message})")
+            return ""
+
+    timers = (*TIMERS, METRICS)
+    systemctl("daemon-reload")
+    active = systemctl("list-units", "--plain", "--no-legend", *timers).split()
+    for name in timers:
+        if (targets.unit("timers.target.wants") / name).is_symlink():
+            systemctl("start", name)
+        elif name in active:  # stopping one that systemd does not know is an error there
+            systemctl("stop", name)
     return said
