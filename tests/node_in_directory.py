@@ -30,6 +30,7 @@ from lrms_vm.cgroups import Confinement
 from lrms_vm.errors import NodeError
 from lrms_vm.fetch import Fetch
 from lrms_vm.lifecycle import Actors
+from lrms_vm.paths import Places
 from lrms_vm.request import Allocation, Request, parse_request
 from lrms_vm.trust.verify import Claim, Endorsement
 from tests import faults
@@ -285,10 +286,40 @@ VARIANTS: dict[str, tuple[str, Mapping[str, str]]] = {
 }
 
 
+def clear_dead_runs() -> None:
+    """What a test run that was killed left on this host: bridge, rules and forwarding of its guests, processes and control
+    groups. A site's directory says whose it is.
+    """
+    for owner in Path("/tmp").glob("lrms-*/owner"):
+        root = owner.parent
+        with suppress(FileNotFoundError):  # another run ends just now, or clears the same
+            if owner.read_text() == _process(int(owner.read_text().split()[0])):
+                continue
+            places = Places(root / "state", root / "run")
+            for marker in places.networks.glob("*.json"):
+                network.unplug(places, marker.stem, deadline=time.monotonic() + 20)
+            for job in places.jobs.glob("*"):
+                inside = " ".join(Path(group.path, "cgroup.procs").read_text() for group in cgroups.find(job.name))
+                for pid in {*map(int, inside.split()), *teardown.attach_processes(job.name)}:
+                    end(pid)
+                cgroups.remove(job.name)
+            shutil.rmtree(root)
+
+
+def _process(pid: int) -> str:
+    """Which process this is, were its number to be given again: proc(5), /proc/PID/stat, field 22. "" for none."""
+    try:
+        return f"{pid} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 @contextmanager
 def site(settings: str = "", options: Mapping[str, str] | None = None) -> Iterator[Site]:
     """A `Site` in a directory that users can reach, whatever pytest makes of its own; nothing of it stays."""
+    clear_dead_runs()
     root = Path(tempfile.mkdtemp(prefix="lrms-", dir="/tmp"))
+    (root / "owner").write_text(_process(os.getpid()))
     # control groups and environments are the whole machine's: two test runs must not find each other's
     made = Site(root, settings=settings, options=options, node=f"n{os.getpid()}")
     try:
