@@ -136,7 +136,7 @@ def outline(
         run_as=f"{user}:{group or user}",
         guest=kernel_rules.guest_of(kernel, config.hypervisor),
         bootloader=config.pygrub_program if by_pygrub else "",
-        bootloader_args=f"--runas={config.pygrub_uid}" if by_pygrub else "",
+        bootloader_args=f"--quiet --runas={config.pygrub_uid}" if by_pygrub else "",
         nat_bridge=config.nat_bridge,
     )
 

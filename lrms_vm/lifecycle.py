@@ -98,6 +98,11 @@ def prologue(
         _make_directory(job.disk, 0o711)
         record.note("overlay", path=str(job.overlay))
         overlay.make(described, timeout_s=remaining_s(deadline))
+    if described.bootloader:
+        from lrms_vm import pygrub
+
+        with record.phase("kernel"):  # below the disks' directory, which goes as a whole
+            described = pygrub.take(described, job.boot, timeout_s=remaining_s(deadline))
     shares = shares_of(allocation.work_dir, request, config, claim)
     address = _plug(described, allocation, record, config, deadline)
     channel_port = CHANNEL_PORT if address and described.hypervisor == "xen" else None

@@ -11,6 +11,7 @@
       jobs/<key>/                          0711 root      per-job disks, gone after the epilogue
         overlay.qcow2                      0600 hypervisor's user
         seed.iso                           0600 hypervisor's user
+        boot/                              0700 root      kernel and initrd out of the image, see pygrub.py
       history/<key>.json                   0600 root      phases and outcome of ended jobs, newest 1000
       retries/<key>                        0600 root      how often we sent a job back, see retries.py
       metrics/                             0700 root      what the node has counted, see counters.py
@@ -138,6 +139,10 @@ class JobPlaces:
     @property
     def seed(self) -> Path:
         return self.disk / "seed.iso"
+
+    @property
+    def boot(self) -> Path:
+        return self.disk / "boot"
 
     @property
     def record(self) -> Path:

@@ -26,7 +26,7 @@ _EFFECTS = """
     config command account record journal cgroups
     anchors site_policy decision resolve
     fetch_http fetch hashing image_file file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
-    site_kernel keys signing signing_list overlay seed network
+    site_kernel pygrub keys signing signing_list overlay seed network
     guest node_memory channel console share attach launch_service suspension payload starter
     counters lifecycle teardown retries batch_system slurm_node gridengine_node torque_node openpbs_node node submit
     build finding checks_xen installed_from checks installed install install_gridengine install_pbs install_systemd

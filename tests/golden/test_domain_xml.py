@@ -50,7 +50,7 @@ HOSTILE = replace(
 XEN = replace(PLAIN, hypervisor="xen", guest="pv", cmdline="root=/dev/xvda rw console=hvc0 quiet")
 FROM_DISK = {"kernel_path": "", "initrd_path": "", "cmdline": ""}
 GRUB = {**FROM_DISK, "kernel_path": "/usr/lib/grub-xen/grub-x86_64-xen.bin"}
-PYGRUB = {"bootloader": "/usr/lib/xen-4.17/bin/pygrub", "bootloader_args": "--runas=64000"}
+PYGRUB = {"bootloader": "/usr/lib/xen-4.17/bin/pygrub", "bootloader_args": "--quiet --runas=64000"}
 CASES = {
     "qemu-plain": PLAIN,
     "kvm-nat": replace(PLAIN, hypervisor="kvm", network="nat", mac="02:11:22:33:44:55"),

@@ -129,7 +129,7 @@ def test_what_is_described_is_rendered_and_no_other_passes_for_it(name: str) -> 
     ("old", "new"),
     [
         ("--runas=64000", "--runas=0"),
-        ("<bootloader_args>--runas=64000</bootloader_args>", ""),
+        ("<bootloader_args>--quiet --runas=64000</bootloader_args>", ""),
         ("/usr/lib/xen-4.17/bin/pygrub", "/tmp/pygrub"),
     ],
 )

@@ -18,7 +18,8 @@ from demo.xen_cluster import XenCluster
 from tests.integration.xen.conftest import CONF, GRUB, MINIMAL, Desk, make_desk
 
 JETS = ("--mem=1000", "--time=20", "--vm-image=hep-jets", "--vm-network=nat")
-OWN_KERNEL = ("--mem=500", "--time=20", "--vm-image=own-kernel", "--vm-kernel=own")
+OWN_KERNEL = ("--mem=500", "--time=20", "--vm-image=own-kernel")
+PYGRUB = 'pygrub = "restricted"\npygrub_uid = 64321\n'
 WHERE = "test -d /run/lrms_vm/tasks && echo in the guest || echo ON THE HOST\n"
 EVENTS = 3  # of the hundred that the example makes: a guest in an emulated machine is slow
 
@@ -37,11 +38,11 @@ class Batch:
 
 @pytest.fixture(scope="module")
 def own_kernel(cluster: XenCluster) -> Iterator[None]:
-    """The node's configuration with GRUB for Xen as one of its kernels."""
+    """The node's configuration with GRUB for Xen, and pygrub, among its kernels."""
     text = cluster.node.run(f"cat {CONF}")
     sha256 = cluster.node.run(f"sha256sum {GRUB}").split()[0]
     own = f'\n[kernels.own]\nboot = "guest"\nvmlinuz = "{GRUB}"\nvmlinuz_sha256 = "{sha256}"\n'
-    cluster.node.write(CONF, text + own)
+    cluster.node.write(CONF, PYGRUB + text + own + '\n[kernels.pygrub]\nboot = "pygrub"\n')
     yield
     cluster.node.write(CONF, text)
 
@@ -65,7 +66,9 @@ def batch(cluster: XenCluster, before: frozenset[str], own_kernel: None) -> Iter
         + "srun sh -c 'echo task in $(cat /sys/hypervisor/type); exit 9'; echo srun: $?\n"
         + "srun sh -c 'kill -SEGV $$'; echo srun: $?; exit 7\n",
     )
-    batch.ids["own"] = desk.sbatch(*OWN_KERNEL, script=WHERE + "cat /proc/cmdline\n")
+    for name in ("own", "pygrub"):
+        batch.ids[name] = desk.sbatch(*OWN_KERNEL, f"--vm-kernel={name}", script=WHERE + "cat /proc/cmdline\n")
+    batch.ids["none"] = desk.sbatch(*MINIMAL, "--vm-kernel=pygrub", script="echo RAN\n")
     yield batch
     desk.cancel_all()
 
@@ -98,15 +101,22 @@ def test_exit_codes_streams_and_tasks(batch: Batch) -> None:
 
 
 @pytest.mark.guest
-def test_an_image_boots_its_own_kernel_by_grub_in_the_guest(batch: Batch) -> None:
-    job, output = batch.end("own")
+@pytest.mark.parametrize("by", ["own", "pygrub"])
+def test_an_image_boots_its_own_kernel_by_grub_in_the_guest_or_pygrub_in_dom0(batch: Batch, by: str) -> None:
+    job, output = batch.end(by)
     assert job.state == "COMPLETED", output
     assert output == "in the guest\nroot=/dev/xvda rw console=hvc0 quiet\n"  # of own-kernel.cfg, not the site's
 
 
+def test_an_image_in_which_pygrub_finds_no_kernel_is_refused(batch: Batch) -> None:
+    job, output = batch.end("none")
+    assert (job.state, job.exit_code) == ("FAILED", "77:0"), output
+    assert "RAN" not in output and "pygrub" in output
+
+
 @pytest.mark.guest
 def test_these_guests_leave_nothing(batch: Batch) -> None:
-    for name, image in (("jets", "hep-jets"), ("codes", "minimal"), ("own", "own-kernel")):
+    for name, image in (("jets", "hep-jets"), ("codes", "minimal"), ("own", "own-kernel"), ("pygrub", "own-kernel")):
         job, _ = batch.end(name)
         history = json.loads(batch.desk.history(job.job_id))
         assert history["complete"] and history["image"]["name"] == image
