@@ -130,7 +130,7 @@ class Machine(ABC):
             return "(nothing)"
 
 
-def common_argv(layout: MachineLayout, *, cpu: str, memory_mib: int, virtio: str = "") -> list[str]:
+def common_argv(layout: MachineLayout, *, cpu: str, memory_mib: int, cpus: int = CPUS, virtio: str = "") -> list[str]:
     """What every such machine has: emulated processors, a console in a file, the cable, the shared directories.
 
     `virtio`: properties of each device, with a comma before them.
@@ -146,7 +146,7 @@ def common_argv(layout: MachineLayout, *, cpu: str, memory_mib: int, virtio: str
     ]
     return [
         *("qemu-system-x86_64", "-name", identity.tap, "-accel", "tcg,thread=multi,tb-size=512"),
-        *("-cpu", cpu, "-smp", str(CPUS), "-m", str(memory_mib)),
+        *("-cpu", cpu, "-smp", str(cpus), "-m", str(memory_mib)),
         *("-nodefaults", "-display", "none", "-no-reboot", "-daemonize", "-pidfile", str(layout.pid_file)),
         *("-serial", f"file:{layout.console}"),
         *("-netdev", f"tap,id=net,ifname={identity.tap},script=no,downscript=no"),

@@ -54,7 +54,7 @@ def test_a_network_is_rendered_for_xl(desk: Desk) -> None:
 
 def test_slurm_is_told_what_the_guests_have_and_not_dom0(desk: Desk) -> None:
     line, overrides = desk.node.run(f"{LRMS_VM} doctor --slurm-conf", timeout_s=180).splitlines()
-    match = re.fullmatch(rf"NodeName={NODE} CPUs=2 RealMemory=(\d+)", line)
+    match = re.fullmatch(rf"NodeName={NODE} CPUs=1 RealMemory=(\d+)", line)
     assert match is not None, line
     assert overrides == "SlurmdParameters=config_overrides"
     info = dict(re.findall(r"^(\w+) +: (\d+)$", desk.node.run("xl info"), re.MULTILINE))
