@@ -14,12 +14,15 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from lrms_vm.fetch import BLOCK_BYTES, ZERO_BLOCK, next_data
 from lrms_vm.trust import tree
+
+if TYPE_CHECKING:  # and where bytes are hashed: a warm prologue hashes none, and they bring `logging` along
+    from concurrent.futures import Future
 
 ALGORITHMS = ("sha1", "sha256", "sha384", "sha512")
 MAX_AHEAD = 4  # blocks waiting per digest: bounds memory
@@ -47,6 +50,8 @@ class Digests:
 
     def __init__(self, algorithms: Iterable[str], *, chunk_bytes: int | None = None) -> None:
         """`algorithms` are names of `ALGORITHMS`; `chunk_bytes`: of the tree, None for none."""
+        from concurrent.futures import ThreadPoolExecutor
+
         self._hashes = {name: hashlib.new(name, usedforsecurity=name != "sha1") for name in sorted(set(algorithms))}
         self._growing = _Growing(chunk_bytes) if chunk_bytes is not None else None
         sinks: list[Callable[[bytes], None]] = [h.update for h in self._hashes.values()]
@@ -184,6 +189,8 @@ def tree_of_fd(
     if wanted <= 1 and progress is None:
         work.run()
         return Leaves(chunk_bytes, tuple(leaves))
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max(1, wanted)) as pool:
         running = [pool.submit(work.run) for _ in range(wanted)]
         for future in running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import pwd
 import signal
@@ -52,6 +53,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(
             "run: needs root for the hypervisor and the cache", hint="sudo lrms-vm run ...", code="not-root"
         )
+    gc.disable()  # as in the hooks, see __main__.py; what waits for the payload afterwards makes next to nothing
     from lrms_vm import lifecycle, node, teardown
     from lrms_vm.lrms import local
 
