@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 PAYLOAD_EXIT = 3
 IN_GUEST, ON_HOST = "in the guest", "ON THE HOST"
+NO_PROLOG = "the node's Prolog did not run"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Planned:
         ''
         >>> job.wrong("COMPLETED", "0:0", 0, "ON THE HOST")
         'the payload ran on the host'
+        >>> job.wrong("FAILED", "78:0", 1, "the node's Prolog did not run"), job.wrong("FAILED", "78:0", 1, "")
+        ('', 'FAILED 78:0')
         >>> requeued = Planned(KINDS[-1], 0.0, 1)
         >>> requeued.wrong("FAILED", "3:0", 0, "in the guest"), requeued.wrong("FAILED", "3:0", 0, "in the guest", injected=False)
         ('it was never put back into the queue', '')
@@ -68,6 +71,8 @@ class Planned:
             return "the payload ran on the host"
         if not self.has_guest and IN_GUEST in output:
             return "an ordinary job ran in a guest"
+        if (state, exit_code) == ("FAILED", "78:0") and restarts and NO_PROLOG in output:
+            return ""  # slurmd took it for the job before, docs/slurm.md; it was not run on the host, and says why
         if (state, exit_code) not in self.kind.ends:
             return f"{state} {exit_code}"
         if (state, exit_code) == _DONE and IN_GUEST not in output:
