@@ -153,3 +153,11 @@ def test_what_starts_with_every_job_starts_light(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {sorted(HEAVY)!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_a_proxy_command_starts_without_what_only_others_use_of_its_module() -> None:
+    """It starts beside every guest that boots. -S: what site loads is not ours."""
+    code = "import sys, lrms_vm.channel; print(sorted({'dataclasses', 'pathlib', 'typing', 'inspect'} & set(sys.modules)))"
+    argv = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(argv, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
