@@ -157,7 +157,9 @@ def test_what_starts_with_every_job_starts_light(module: str) -> None:
 
 def test_a_proxy_command_starts_without_what_only_others_use_of_its_module() -> None:
     """It starts beside every guest that boots. -S: what site loads is not ours."""
-    code = "import sys, lrms_vm.channel; print(sorted({'dataclasses', 'pathlib', 'typing', 'inspect'} & set(sys.modules)))"
+    code = (
+        "import sys, lrms_vm.channel; print(sorted({'dataclasses', 'pathlib', 'typing', 'inspect'} & set(sys.modules)))"
+    )
     argv = [sys.executable, "-S", "-c", code]
     done = subprocess.run(argv, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
