@@ -25,7 +25,7 @@ def names(path):
 
 for name in lines("virsh", "-q", "list", "--all", "--name"):
     print("domain", name)
-for line in lines("machinectl", "--no-legend", "--no-pager", "list", "--all"):
+for line in lines("machinectl", "--no-legend", "--no-pager", "list"):
     print("machine", line)
 for line in lines("systemctl", "--no-legend", "--no-pager", "--plain", "list-units", "--all"):
     name = line.partition(" ")[0]
@@ -35,7 +35,7 @@ for line in lines("systemctl", "--no-legend", "--no-pager", "--plain", "list-uni
         print("failed unit", name)
 for path, directories, _ in os.walk("/sys/fs/cgroup"):
     for name in directories:
-        if re.search(r"lrms|qemu|machine|job_", name):
+        if re.search(r"lrms_vm|lrmsvm|qemu|machine|job_", name):
             print("cgroup", os.path.join(path, name))
 for line in open("/proc/self/mountinfo"):
     print("mount", " ".join(line.split()[3:5]))

@@ -14,13 +14,11 @@ import pytest
 from demo.programs import wait_until
 from demo.systemd_cluster import SystemdCluster
 from demo.systemd_node import NODE
-from tests.integration.systemd.conftest import Desk, make_desk
+from tests.integration.systemd.conftest import MEMORY_MIB, MINIMAL, Desk, make_desk
 
 pytestmark = pytest.mark.guest
 
-MEMORY_MIB = 450
 SMALL_MIB = 150  # less than a guest of MEMORY_MIB uses when it is asked to
-MINIMAL = (f"--mem={MEMORY_MIB}", "--time=30", "--vm-image=minimal")
 HOLD = "echo up > up-$SLURM_JOB_ID; while ! test -e go-$SLURM_JOB_ID; do sleep 0.5; done\n"
 # tail keeps a line without an end in memory
 EAT = "head -c 250M /dev/zero | tail | wc -c\necho SURVIVED\n"
@@ -41,7 +39,7 @@ def pair(cluster: SystemdCluster, before: frozenset[str]) -> Iterator[Pair]:
     desk = make_desk(cluster, before, "pair")
     good = desk.sbatch(*MINIMAL, script=HOLD + "exit 3\n")
     hungry = desk.sbatch(*MINIMAL, script=HOLD + EAT)
-    yield Pair(desk, good, hungry)
+    yield Pair(desk, desk.up(good), desk.up(hungry))  # Slurm's first step is there, with which it sets its own limits
     desk.cancel_all()
 
 
@@ -74,7 +72,6 @@ def held(desk: Desk, job_id: int, pid: int) -> None:
 
 def test_a_guest_is_held_where_slurm_has_its_job(pair: Pair) -> None:
     desk = pair.desk
-    desk.written(f"up-{pair.good}")  # so Slurm's first step is there, with which it sets its own limits
     held(desk, pair.good, desk.guest(pair.good))
     # libvirt's scope for the machine stays: KVM's own worker is in it, a thread of the kernel's, and no program
     inside = "cat $(find /sys/fs/cgroup/machine.slice -name cgroup.procs)"
@@ -85,7 +82,6 @@ def test_a_guest_is_held_where_slurm_has_its_job(pair: Pair) -> None:
 def test_one_that_wants_more_dies_alone_and_its_user_is_told(pair: Pair) -> None:
     """Its limit is lowered under it: emulated or not, a guest alone does not come to its job's."""
     desk, job_id = pair.desk, pair.hungry
-    desk.written(f"up-{job_id}")
     pid = desk.guest(job_id)
     desk.node.run(f"echo {SMALL_MIB}M > {desk.group(job_id)}/memory.max")
     slurmd = desk.node.run("systemctl show --property=MainPID slurmd libvirtd")
@@ -136,3 +132,29 @@ def test_of_a_killed_guest_nothing_is_left(desk: Desk) -> None:
     )
     desk.nothing_left()
     desk.in_service()
+
+
+HOLD_AT_THE_ROOT = """
+import subprocess
+from lrms_vm import cgroup_paths, cgroups
+from lrms_vm.request import Allocation
+
+job = Allocation("gridengine", "7", "node", 1, 1, "user", "/", cpus=1, memory_mib=64)
+held = cgroups.Confinement().hold(job, memory_mib=64, cpus=1, note=lambda paths, why: print(*paths))
+process = subprocess.Popen(["sleep", "100"])
+held.enter(process.pid)
+for verb in ("daemon-reload", "daemon-reexec"):
+    subprocess.run(["systemctl", verb], check=True)
+    cgroups.check(held.groups[0], cgroup_paths.settings(held.groups[0], memory_mib=64, cpus=1))
+    print(open(f"/proc/{process.pid}/cgroup").read().strip())
+process.kill()
+process.wait()
+cgroups.remove(job.key)
+"""
+
+
+def test_systemd_leaves_a_group_of_ours_at_the_root_alone(desk: Desk) -> None:
+    """Where guests of other batch systems are."""
+    said = desk.node.run("/opt/lrms_vm/bin/python3 -I -", stdin=HOLD_AT_THE_ROOT.encode())
+    group = "/lrms_vm/lrms_vm-gridengine-7.node"
+    assert said.splitlines() == [f"/sys/fs/cgroup{group}", *[f"0::{group}"] * 2]
