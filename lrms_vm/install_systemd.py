@@ -110,11 +110,12 @@ def settle(targets: SystemdTargets) -> list[str]:
             return ""
 
     timers = (*TIMERS, METRICS)
-    systemctl("daemon-reload")
+    enabled = [name for name in timers if (targets.unit("timers.target.wants") / name).is_symlink()]
     active = systemctl("list-units", "--plain", "--no-legend", *timers).split()
     for name in timers:
-        if (targets.unit("timers.target.wants") / name).is_symlink():
-            systemctl("start", name)
-        elif name in active:  # stopping one that systemd does not know is an error there
+        if name in active and name not in enabled:  # stopping one that systemd does not know is an error there
             systemctl("stop", name)
+    systemctl("daemon-reload")  # only now: a timer that runs and whose file is gone would be a failed unit
+    for name in enabled:
+        systemctl("start", name)
     return said

@@ -13,10 +13,12 @@ from lrms_vm.install_systemd import METRICS, TIMERS, SystemdTargets
 
 
 class Systemd:
-    """Exit 5 for stopping what is not loaded, as systemctl(1) has it."""
+    """Exit 5 for stopping what is not loaded; a running timer whose file is gone fails (both seen with 252)."""
 
-    def __init__(self, active: Sequence[str]) -> None:
+    def __init__(self, active: Sequence[str], *, gone: Sequence[str] = ()) -> None:
         self.active = set(active)
+        self.gone = set(gone)  # whose files were removed
+        self.failed: set[str] = set()
 
     def run(self, argv: Sequence[str], **_: object) -> bytes:
         words = list(argv[1:])
@@ -24,6 +26,8 @@ class Systemd:
             return "".join(f"{name} loaded active waiting A timer\n" for name in sorted(self.active)).encode()
         if words[0] == "start":
             self.active.add(words[1])
+        elif words[0] == "daemon-reload":
+            self.failed |= self.active & self.gone
         elif words[0] == "stop":
             if words[1] not in self.active:
                 raise NodeError(f"exit 5: Failed to stop {words[1]}: Unit not loaded.", code="command-failed")
@@ -55,9 +59,9 @@ def test_enabled_timers_are_started_and_nothing_is_left_to_do(
 def test_an_undo_stops_what_runs_and_does_not_ask_for_what_was_never_loaded(
     targets: SystemdTargets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    systemd = Systemd(TIMERS)
+    systemd = Systemd(TIMERS, gone=TIMERS)
     assert settled(targets, systemd, monkeypatch) == []
-    assert systemd.active == set()
+    assert systemd.active == systemd.failed == set()
 
 
 def test_what_systemctl_refuses_is_to_be_done_by_hand(targets: SystemdTargets, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,4 +70,4 @@ def test_what_systemctl_refuses_is_to_be_done_by_hand(targets: SystemdTargets, m
 
     monkeypatch.setattr(install_systemd.command, "run", refuse)
     said = install_systemd.settle(targets)
-    assert said[0] == "by hand: systemctl daemon-reload (no answer)"
+    assert "by hand: systemctl daemon-reload (no answer)" in said
