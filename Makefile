@@ -2,7 +2,7 @@
 #
 #   make demo [KEEP=1]   a signed HEP image in a real guest, under a real Slurm on this machine; KEEP=1 leaves it up
 #   make demo-stop       stop what a kept demo left running          make clean-demo   remove all it ever made
-#   make test            everything: lint, unit, golden, contract, real Slurms with real guests on QEMU and on Xen
+#   make test            everything: lint, unit, golden, contract, real Slurms with real guests on QEMU, Xen and KVM
 #   make test-unit       what needs no program and no root           make test-slurm   the real Slurm only
 #   make test-gridengine the real Grid Engine only             make test-torque  a real Torque, where one is on PATH
 #   make test-openpbs    the OpenPBS that runs on this host

@@ -13,8 +13,9 @@ MACHINE_MIB = 6144
 DOM0_MIB = 2048
 # One: with two, which the emulator runs as two threads, Xen waits for the one while the machine runs something else.
 CPUS = 1
-# A CPU that Xen, a PV dom0 and libvirt's table of CPUs all accept; newer ones crash the dom0 in early boot.
-CPU_MODEL = "Westmere"
+# A CPU that Xen and a PV dom0 accept (newer ones crash the dom0 in early boot), with AMD's virtualisation, which QEMU
+# emulates: for PVH and HVM guests. libvirt's table of CPUs needs one more for it (xen_conf.py).
+CPU_MODEL = "Westmere,vendor=AuthenticAMD,family=16,model=4,stepping=2,+svm,+npt"
 # What a PV dom0 can drive: its pages are not where the machine's are, so devices must not bypass its DMA layer.
 VIRTIO = ",iommu_platform=on,disable-legacy=on"
 

@@ -34,7 +34,7 @@ class Domain:
     vcpus: int
     base_path: str  # the verified image: raw, read-only
     overlay_path: str  # qcow2 over base_path, for the guest to write
-    seed_path: str  # raw ISO, read-only
+    seed_path: str  # raw ISO; read-only where the hypervisor can do it
     kernel_path: str  # the site's, or GRUB for Xen. Empty: the firmware, or the boot loader, finds one on the disk
     initrd_path: str
     cmdline: str
@@ -264,10 +264,10 @@ def _disks(domain: Domain, names: tuple[str, str], bus: str) -> list[Must]:
         ),
     )
     made = []
-    seed_device = "cdrom" if domain.hypervisor == "xen" else "disk"
+    seed_device = "cdrom" if domain.guest == "pv" else "disk"
     for path, device, format_, name, last in (
-        (domain.overlay_path, "disk", "qcow2", names[0], base),
-        (domain.seed_path, seed_device, "raw", names[1], Must("readonly")),
+        (domain.overlay_path, "disk", "qcow2", names[0], [base]),
+        (domain.seed_path, seed_device, "raw", names[1], [] if domain.guest in ("pvh", "hvm") else [Must("readonly")]),
     ):
         made.append(
             Must(
@@ -277,7 +277,7 @@ def _disks(domain: Domain, names: tuple[str, str], bus: str) -> list[Must]:
                     Must("driver", {"name": "qemu", "type": format_}),
                     Must("source", {"file": path}),
                     Must("target", {"dev": name, "bus": bus}),
-                    last,
+                    *last,
                 ),
             )
         )

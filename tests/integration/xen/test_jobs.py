@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,11 +39,13 @@ class Batch:
 
 @pytest.fixture(scope="module")
 def own_kernel(cluster: XenCluster) -> Iterator[None]:
-    """The node's configuration with GRUB for Xen, and pygrub, among its kernels."""
+    """The node's configuration with GRUB for Xen, pygrub, and the site's for PVH guests, among its kernels."""
     text = cluster.node.run(f"cat {CONF}")
     sha256 = cluster.node.run(f"sha256sum {GRUB}").split()[0]
     own = f'\n[kernels.own]\nboot = "guest"\nvmlinuz = "{GRUB}"\nvmlinuz_sha256 = "{sha256}"\n'
-    cluster.node.write(CONF, PYGRUB + text + own + '\n[kernels.pygrub]\nboot = "pygrub"\n')
+    direct = "".join(re.findall(r"^(?:vmlinuz|initrd|cmdline)\w* = .*\n", text, re.MULTILINE))
+    pvh = f'\n[kernels.pvh]\nguest = "pvh"\n{direct}'
+    cluster.node.write(CONF, PYGRUB + text + own + pvh + '\n[kernels.pygrub]\nboot = "pygrub"\n')
     yield
     cluster.node.write(CONF, text)
 
@@ -68,6 +71,7 @@ def batch(cluster: XenCluster, before: frozenset[str], own_kernel: None) -> Iter
     )
     for name in ("own", "pygrub"):
         batch.ids[name] = desk.sbatch(*OWN_KERNEL, f"--vm-kernel={name}", script=WHERE + "cat /proc/cmdline\n")
+    batch.ids["pvh"] = desk.sbatch(*MINIMAL, "--vm-kernel=pvh", script=WHERE + "cat /sys/hypervisor/guest_type\n")
     batch.ids["none"] = desk.sbatch(*MINIMAL, "--vm-kernel=pygrub", script="echo RAN\n")
     yield batch
     desk.cancel_all()
@@ -108,6 +112,13 @@ def test_an_image_boots_its_own_kernel_by_grub_in_the_guest_or_pygrub_in_dom0(ba
     assert output == "in the guest\nroot=/dev/xvda rw console=hvc0 quiet\n"  # of own-kernel.cfg, not the site's
 
 
+@pytest.mark.guest
+def test_a_pvh_guest(batch: Batch) -> None:
+    job, output = batch.end("pvh")
+    assert job.state == "COMPLETED", output
+    assert output == "in the guest\nPVH\n"
+
+
 def test_an_image_in_which_pygrub_finds_no_kernel_is_refused(batch: Batch) -> None:
     job, output = batch.end("none")
     assert (job.state, job.exit_code) == ("FAILED", "77:0"), output
@@ -116,7 +127,13 @@ def test_an_image_in_which_pygrub_finds_no_kernel_is_refused(batch: Batch) -> No
 
 @pytest.mark.guest
 def test_these_guests_leave_nothing(batch: Batch) -> None:
-    for name, image in (("jets", "hep-jets"), ("codes", "minimal"), ("own", "own-kernel"), ("pygrub", "own-kernel")):
+    for name, image in (
+        ("jets", "hep-jets"),
+        ("codes", "minimal"),
+        ("own", "own-kernel"),
+        ("pygrub", "own-kernel"),
+        ("pvh", "minimal"),
+    ):
         job, _ = batch.end(name)
         history = json.loads(batch.desk.history(job.job_id))
         assert history["complete"] and history["image"]["name"] == image
