@@ -14,31 +14,23 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
+from lrms_vm.lrms import gridengine, openpbs, torque
 from lrms_vm.lrms.base import Command
 
 
 def command_of(lrms: str, words: Sequence[str], environ: Mapping[str, str], *, script: bool) -> Command:
     """The payload. Raises `UsageError` where there is none."""
-    # each starts with every task: only the one that is asked for is loaded
-    if lrms == "gridengine":
-        from lrms_vm.lrms import gridengine
-
+    if lrms == gridengine.NAME:
         return gridengine.command(words, environ)
-    if lrms == "torque":
-        from lrms_vm.lrms import torque
-
+    if lrms == torque.NAME:
         return torque.command(words, environ, _line(words, environ))
-    if lrms == "openpbs":
-        from lrms_vm.lrms import openpbs
-
+    if lrms == openpbs.NAME:
         return openpbs.command(words, environ, _line(words, environ))
     return Command(tuple(words), script_at=0 if script else None)
 
 
 def _line(words: Sequence[str], environ: Mapping[str, str]) -> bytes | None:
     """What a pipe on stdin tells a shell that was started with nothing else. The payload's stdin is empty then."""
-    from lrms_vm.lrms import torque
-
     if len(words) != 1 or not torque.is_first(environ) or not stat.S_ISFIFO(os.fstat(0).st_mode):
         return None
     line = b""
