@@ -34,12 +34,13 @@ def attach(verdict: Verdict) -> None:
     deadline = time.monotonic() + verdict.boot_timeout_s
     try:
         _wait_for_guest(user, verdict, deadline)
-        up_at = time.time()
+        up_at = time.monotonic()
         user.passwd.write_text(passwd_line(verdict.user_name, os.getuid(), os.getgid()))
         for share in shares:
             _offer_share(user, verdict.key, share)
         _wait_for_shares(user, verdict.key, shares)
-        times = {"guest_up": _ms(up_at, verdict), "shares": round((time.time() - up_at) * 1e3, 1)}
+        shares_ms = round((time.monotonic() - up_at) * 1e3, 1)
+        times = {"guest_up": verdict.since_start_ms(up_at), "shares": shares_ms}
         _write(user.ready, times)
     except LrmsVmError as error:
         _write(user.failed, {"message": str(error), "code": error.code})
@@ -138,10 +139,6 @@ def _top_directories() -> frozenset[str]:
 
 def _word(path: str) -> str:
     return binascii.b2a_base64(os.fsencode(path), newline=False).decode()
-
-
-def _ms(at: float, verdict: Verdict) -> float:
-    return round((at - verdict.started_at) * 1e3, 1)
 
 
 def _write(path: Path, values: dict[str, object] | dict[str, float] | dict[str, str]) -> None:

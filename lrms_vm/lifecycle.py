@@ -34,6 +34,7 @@ from lrms_vm.trust.verify import Claim
 from lrms_vm.verdict import READY, REFUSED, Verdict, write_verdict
 
 # Directories that are never shared as a whole: they would hide the guest's own, or hand it everybody's.
+MAX_LEAD_S = 10.0  # of the interpreter's start and what it loads, before a prologue's own work
 NOT_SHARED = frozenset(
     f"/{name}".rstrip("/")
     for name in (
@@ -83,6 +84,8 @@ def prologue(
     places = config.places
     job = places.job(allocation.key)
     account = look_up(allocation.uid, allocation.gid)
+    # what came before us, unless the clock was set meanwhile; from here on by the one that nobody sets
+    start = time.monotonic() - min(max(time.time() - started_at, 0.0), MAX_LEAD_S)
     record = _begin(job, allocation, started_at, actors.on_note)
     facts, image, claim = _acquire(
         request, allocation, account, record, config=config, actors=actors, deadline=deadline
@@ -148,6 +151,8 @@ def prologue(
         record.note("verdict", path=str(places.verdict(allocation.key)))
         verdict = _ready(request, allocation, account, facts, job, shares, config, started_at)
         verdict = replace(verdict, memory_cgroup=held.memory_path if held else "")
+        now = time.monotonic()
+        verdict = replace(verdict, handed_over=now, handed_over_after_s=round(now - start, 3))
         write_verdict_file(places, verdict, gid=account.gid)
         record.note("attach")
         if described.hypervisor == "xen":
@@ -161,7 +166,7 @@ def prologue(
             log=job.user.attach_log,
             environment=channel.environment(allocation.key),
         )
-    record.note("done", session=session, seconds=round(time.time() - started_at, 3))
+    record.note("done", session=session, seconds=round(time.monotonic() - start, 3))
 
 
 def _plug(

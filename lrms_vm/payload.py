@@ -85,11 +85,11 @@ def run(
     """Run `argv` in the job's guest. `script_at`: which of its words is a file of the host, to be copied in.
 
     `commands`: the directory of the batch system's own commands, where that is not one of the usual ones.
-    `booting_since` is the time.time() at which the guest was handed over. Raises `GuestLost`, `RequestError`.
+    `booting_since` is the time.monotonic() at which the guest was handed over. Raises `GuestLost`, `RequestError`.
     """
     signals = Signals()
     signals.block()
-    came_at = time.time()
+    came_at = time.monotonic()
     tty = os.isatty(0) and os.isatty(1)
     launcher = None
     if script_at is not None or tty:  # loaded before the wait: an upgrade meanwhile must not mix two versions
@@ -116,7 +116,7 @@ def run(
         task.service = launch_service.offer(local, launcher, job_environment, shares=verdict.shares, search=search)
     environment = payload_environment(job_environment, verdict, also=also)
     directory = guest_directory(job_environment.get(b"PWD", b""), verdict)
-    began_at = time.time()
+    began_at = time.monotonic()
     try:
         result = task.run(description(directory, environment, words))
     finally:
@@ -127,13 +127,12 @@ def run(
 
 
 def patience_s(boot_timeout_s: float, boots_for_s: float) -> float:
-    """How long to wait for attach's word. The clock may have been set since the boot began: it shortens the wait, but
-    never below what a word needs that is on its way, nor does it lengthen it.
+    """How long to wait for attach's word: what is left of the guest's time, and what a word needs that is on its way.
 
-    >>> patience_s(300, 100), patience_s(300, 86400), patience_s(300, -86400)
-    (230, 30, 330)
+    >>> patience_s(300, 100), patience_s(300, 86400)
+    (230, 30)
     """
-    return min(max(boot_timeout_s - boots_for_s, 0), boot_timeout_s) + ATTACH_SLACK_S
+    return max(boot_timeout_s - boots_for_s, 0) + ATTACH_SLACK_S
 
 
 def wait_until_ready(user: UserPlaces, signals: Signals, *, timeout_s: float) -> None:
@@ -401,10 +400,10 @@ def _restore_blocking() -> None:
 
 def _note_times(verdict: Verdict, user: UserPlaces, came_at: float, began_at: float, timing: Path | None) -> None:
     """For the phase timeline: milliseconds. Shown, never believed."""
-    now = time.time()
+    now = time.monotonic()
     times = {
         "payload": round((now - began_at) * 1e3, 1),
-        "payload_began": round((began_at - verdict.started_at) * 1e3, 1),
+        "payload_began": verdict.since_start_ms(began_at),
         "exec_waited": round((began_at - came_at) * 1e3, 1),
     }
     for path in (user.payload, timing):

@@ -278,7 +278,8 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
         fresh.write_text(json.dumps(history))
         fresh.replace(path)
         counters.job_ended(places, history)
-        for old in sorted(_entries(path.parent), key=_changed_at)[:-KEEP_HISTORY]:
+        others = sorted((other for other in _entries(path.parent) if other != path), key=_changed_at)
+        for old in others[: max(0, len(others) + 1 - KEEP_HISTORY)]:  # `path` is the newest, whatever the clock says
             old.unlink(missing_ok=True)
     except (LrmsVmError, OSError) as error:
         with contextlib.suppress(OSError):

@@ -34,9 +34,23 @@ class Verdict:
     user_name: str = ""
     home: str = ""  # in the guest
     boot_timeout_s: int = 300
-    started_at: float = 0.0  # time.time() of the prologue's start; for the phase timeline only
+    started_at: float = 0.0  # time.time() of the prologue's start, to be shown
+    handed_over: float = 0.0  # time.monotonic(), which all processes share, when this was written; 0: not said
+    handed_over_after_s: float = 0.0  # the prologue's start
     image: dict[str, str] = field(default_factory=dict)  # name, digest, signer, rule
     memory_cgroup: str = ""  # where the kernel counts the guest's memory; "": nowhere of its own
+
+    def since_start_ms(self, now: float) -> float:
+        """Of a time.monotonic() value, since the prologue's start: by the clock that nobody sets.
+
+        >>> Verdict(READY, "k", 1, handed_over=100.0, handed_over_after_s=2.0).since_start_ms(103.5)
+        5500.0
+
+        0 where the verdict does not say.
+        """
+        if not self.handed_over:
+            return 0.0
+        return round((now - self.handed_over + self.handed_over_after_s) * 1e3, 1)
 
 
 def write_verdict(verdict: Verdict) -> bytes:

@@ -46,8 +46,16 @@ class GuestInNamespace:
     """One job's directories, a verdict, and a guest behind the channel."""
 
     def __init__(
-        self, *, up_after_s: float = 0.0, answers: bool = True, dies: bool = False, boot_timeout_s: int = 30
+        self,
+        *,
+        up_after_s: float = 0.0,
+        answers: bool = True,
+        dies: bool = False,
+        boot_timeout_s: int = 30,
+        clock_set_by_s: float = 0.0,
     ) -> None:
+        """`clock_set_by_s`: how far somebody has set the node's clock since the prologue began."""
+        self.clock_set_by_s = clock_set_by_s
         self.root = Path(tempfile.mkdtemp(prefix="lrms-", dir="/tmp"))
         self.root.chmod(0o755)
         self.shares = self.root / "shares"
@@ -93,7 +101,8 @@ class GuestInNamespace:
                     user_name=NAME,
                     home=f"/home/{NAME}",
                     boot_timeout_s=self.boot_timeout_s,
-                    started_at=time.time(),
+                    started_at=time.time() - self.clock_set_by_s,
+                    handed_over=time.monotonic(),
                     image={"name": "test", "digest": "sha256:00"},
                 )
             )

@@ -8,6 +8,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,11 +50,10 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     attach.set_defaults(run=_attach)
 
 
-def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> tuple[Verdict, float]:
-    """The verdict, and when it was written (time.time()).
+def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> Verdict:
+    """The verdict, believed only if `owner` (root) wrote it and nobody else can, and it is about us.
 
-    Believed only if `owner` (root) wrote it and nobody else can, and it is about us. Raises `NodeError` for anything
-    else: where a guest was asked for and there is no verdict, nothing runs.
+    Raises `NodeError` for anything else: where a guest was asked for and there is no verdict, nothing runs.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -66,7 +66,7 @@ def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> tuple[Verd
         verdict = read_verdict(file.read(MAX_VERDICT_BYTES), source=str(path))
     if verdict.uid != (os.getuid() if uid is None else uid):
         raise RequestError(f"{path}: this job belongs to user {verdict.uid}", code="verdict-not-ours")
-    return verdict, status.st_mtime
+    return verdict
 
 
 def _exec(args: argparse.Namespace) -> int:
@@ -75,7 +75,7 @@ def _exec(args: argparse.Namespace) -> int:
     from lrms_vm.paths import JobPlaces
 
     _fill_standard_descriptors()
-    verdict, written_at = believe(args.verdict)
+    verdict = believe(args.verdict)
     if verdict.state == REFUSED:
         print(f"lrms-vm: {verdict.message}{f' ({verdict.hint})' if verdict.hint else ''}", file=sys.stderr)
         return verdict.exit_code
@@ -93,7 +93,7 @@ def _exec(args: argparse.Namespace) -> int:
             lrms=args.lrms,
             commands=args.commands,
             script_at=command.script_at,
-            booting_since=written_at,
+            booting_since=verdict.handed_over or time.monotonic(),
             timing=args.timing,
         )
     except GuestLost:
@@ -142,6 +142,6 @@ def _fill_standard_descriptors() -> None:
 def _attach(args: argparse.Namespace) -> int:
     from lrms_vm.attach import attach
 
-    verdict, _ = believe(args.verdict)
+    verdict = believe(args.verdict)
     attach(verdict)
     return 0

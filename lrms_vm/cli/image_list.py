@@ -92,7 +92,7 @@ def _listed(config: Config, name: str) -> tuple[dict[str, Any], list[dict[str, A
     shown = {
         "list": name, "url": head.url, "identifier": head.identifier, "version": head.version, "title": head.title,
         "created": head.created, "valid_until": head.valid_until, "signer": head.signer,
-        "asked_s_ago": round(time.time() - copy.answered_at),
+        "asked_s_ago": round(max(0.0, time.time() - copy.answered_at)),
     }  # fmt: skip
     return shown, sorted(rows, key=lambda row: (row["name"], row["version"]))
 

@@ -109,7 +109,7 @@ def _row(places: Places, key: str) -> dict[str, Any] | None:
         "uid": verdict.uid if verdict else begin.get("uid"),
         "user": verdict.user_name if verdict else begin.get("user", ""),
         "phase": _phase(verdict, noted, job.user.ready, job.user.failed),
-        "seconds": round(time.time() - started_at, 1),
+        "seconds": round(max(0.0, time.time() - started_at), 1),
         "image": verdict.image.get("name", "") if verdict else "",
         "digest": verdict.image.get("digest", "") if verdict else "",
         "signer": verdict.image.get("signer", "") if verdict else "",

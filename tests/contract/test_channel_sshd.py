@@ -377,6 +377,16 @@ def tree(pid: int) -> list[int]:
     return [pid, *(each for child in children for each in tree(int(child)))]
 
 
+@pytest.mark.parametrize("set_by_s", [172800.0, -172800.0])
+def test_a_clock_that_is_set_under_a_job_shows_in_no_duration(program: None, set_by_s: float) -> None:
+    with GuestInNamespace(clock_set_by_s=set_by_s) as guest:
+        assert guest.exec("sleep", "0.3").returncode == 0
+        times = {**read_json(guest.job.user.ready), **read_json(guest.job.user.payload)}
+        assert set(times) >= {"guest_up", "shares", "payload", "payload_began", "exec_waited"}
+        assert all(isinstance(ms, float) and 0 <= ms < 60000 for ms in times.values()), times
+        assert float(str(times["payload"])) >= 300
+
+
 def test_closed_standard_descriptors_are_empty_ones(guest: GuestInNamespace) -> None:
     process = guest.start("sh", "-c", "cat; exit 3", preexec_fn=lambda: (os.close(0), os.close(2)))
     assert process.communicate(timeout=30)[0] == b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
@@ -55,3 +56,22 @@ def test_an_epilogue_that_dies_before_it_counts_is_counted_once(
     assert ended(site)["complete"] is True
     for _ in range(2):
         assert counters.catch_up(site.config.places).jobs == {"complete": 1}
+
+
+def test_the_newest_history_is_kept_after_the_clock_went_back(
+    site: Listed,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(teardown, "KEEP_HISTORY", 3)
+    history = site.config.places.history
+    history.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ahead = time.time() + 172800
+    for number in range(4):
+        path = history / f"slurm-{number}.old.json"
+        path.write_text("{}")
+        os.utime(path, (ahead + number, ahead + number))
+    site.publish("7", "atlas/sim")
+    site.run("atlas/sim", "1")
+    ended(site)
+    kept = {path.name for path in history.iterdir()}
+    assert kept == {f"{site.allocation.key}.json", "slurm-2.old.json", "slurm-3.old.json"}
