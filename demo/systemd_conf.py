@@ -14,7 +14,6 @@ MASKED = (
     *("systemd-pstore.service", "systemd-boot-system-token.service", "systemd-random-seed.service"),
     *("cron.service", "dnsmasq.service", "keyboard-setup.service", "console-setup.service"),
     *("sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-mqueue.mount", "modprobe@drm.service"),
-    "apparmor.service",
 )
 
 OWN = Own(

@@ -293,7 +293,8 @@ def clear_dead_runs() -> None:
     for owner in Path("/tmp").glob("lrms-*/owner"):
         root = owner.parent
         with suppress(FileNotFoundError):  # another run ends just now, or clears the same
-            if owner.read_text() == _process(int(owner.read_text().split()[0])):
+            said = owner.read_text()
+            if said and said == _process(int(said.split()[0])):
                 continue
             places = Places(root / "state", root / "run")
             for marker in places.networks.glob("*.json"):
@@ -319,7 +320,8 @@ def site(settings: str = "", options: Mapping[str, str] | None = None) -> Iterat
     """A `Site` in a directory that users can reach, whatever pytest makes of its own; nothing of it stays."""
     clear_dead_runs()
     root = Path(tempfile.mkdtemp(prefix="lrms-", dir="/tmp"))
-    (root / "owner").write_text(_process(os.getpid()))
+    (root / "owner.new").write_text(_process(os.getpid()))
+    (root / "owner.new").rename(root / "owner")
     # control groups and environments are the whole machine's: two test runs must not find each other's
     made = Site(root, settings=settings, options=options, node=f"n{os.getpid()}")
     try:

@@ -73,6 +73,9 @@ def held(desk: Desk, job_id: int, pid: int) -> None:
 def test_a_guest_is_held_where_slurm_has_its_job(pair: Pair) -> None:
     desk = pair.desk
     held(desk, pair.good, desk.guest(pair.good))
+    profile = desk.node.run(f"cat /proc/{desk.guest(pair.good)}/attr/current")
+    assert re.fullmatch(r"libvirt-[0-9a-f-]{36} \(enforce\)", profile.strip("\0\n")), profile
+    assert 'apparmor="DENIED"' not in desk.node.run("dmesg")
     # libvirt's scope for the machine stays: KVM's own worker is in it, a thread of the kernel's, and no program
     inside = "cat $(find /sys/fs/cgroup/machine.slice -name cgroup.procs)"
     found = desk.node.run(f"for pid in $({inside}); do echo $(cat /proc/$pid/comm) $(readlink /proc/$pid/exe); done")
