@@ -1,7 +1,8 @@
-"""All tests, for `make test`: the emulated hosts beside what needs no daemon, then the clusters alone.
+"""All tests, for `make test`: the emulated hosts beside what needs no daemon and Grid Engine, then Slurm alone.
 
-The hosts are one with Xen, and after it one with systemd, cgroup v2 and KVM. Their guests mostly wait for each other, and unit tests for nothing: side by side they take the time of the
-longer. What measures patience against a cluster's own clocks comes afterwards, with the machine to itself.
+The hosts are one with Xen, and after it one with systemd, cgroup v2 and KVM. Their guests mostly wait for each other, and
+unit tests for nothing: side by side they take the time of the longer. What measures patience against Slurm's own clocks
+comes afterwards, with the machine to itself.
 Each part is a pytest of its own. The exit code is that of the first part that failed; the later parts run all the same.
 """
 
@@ -18,7 +19,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent.parent
 LOGS = CHECKOUT / "build" / "test"
 MACHINES = ("tests/integration/xen", "tests/integration/systemd")
-CLUSTERS = ("tests/integration", *(f"--ignore={path}" for path in MACHINES))
+GRIDENGINE = ("tests/integration/gridengine",)
+CLUSTERS = ("tests/integration", *(f"--ignore={path}" for path in (*MACHINES, *GRIDENGINE)))
 REST = ("lrms_vm", "tests", "--ignore=tests/integration")
 STOP_S = 300  # how long a part that is told to stop may take to stop its daemons
 
@@ -81,7 +83,7 @@ class Beside:
 def main() -> int:
     beside = Beside("machines", MACHINES)
     try:
-        ended = [here("rest", REST), beside.wait(), here("clusters", CLUSTERS)]
+        ended = [here("rest", REST), here("gridengine", GRIDENGINE), beside.wait(), here("clusters", CLUSTERS)]
     finally:
         beside.stop()
     print("\n" + "\n".join(part.line() for part in ended))

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.integration.slurm.conftest import Desk
 
 pytestmark = pytest.mark.guest
 
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 BRIDGES = ("lrms_test0", "lrms_test1")
 OUTSIDE, NODE = "198.51.100.7", "198.51.100.1"  # RFC 5737
 SCRIPT = r"""
@@ -54,7 +56,11 @@ class Hosts:
 
 @pytest.fixture(scope="module")
 def networks(cluster: Cluster) -> Iterator[None]:
-    """Both nodes give "nat"; they are on one machine, so each has a bridge and a subnet of its own. Root inside."""
+    """Both nodes give "nat"; they are on one machine, so each has a bridge and a subnet of its own. Root inside.
+
+    Each puts the machine's forwarding back to what it found, the second what the first had made of it: so we do.
+    """
+    forwarding = FORWARDING.read_text()
     for number, node in enumerate(NODES):
         path = cluster.layout.config(node)
         lines = [
@@ -67,6 +73,7 @@ def networks(cluster: Cluster) -> Iterator[None]:
     policy.write_text(policy.read_text() + 'tier = "open"\n\n[tiers.open]\nroot = true\nnetwork = "any"\n')
     yield
     site.configure(cluster.layout)
+    FORWARDING.write_text(forwarding)
 
 
 @pytest.fixture(scope="module")
