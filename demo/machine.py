@@ -24,6 +24,7 @@ from demo.programs import ENVIRONMENT, Daemon, DemoError
 
 CPUS = 2
 BOOT_S = 240
+SSH_FAILED = 255  # ssh's own exit code; a command may have it too
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Machine(ABC):
         deadline = time.monotonic() + BOOT_S
         while not self.answers():
             if not self.running or time.monotonic() > deadline:
-                said = f"{self.daemon.name} does not come up; it said, in {self.layout.console}:\n{self._said()}"
+                said = f"{self.daemon.name} does not come up; it said, in {self.layout.console}:\n{self.said()}"
                 raise DemoError(said)
             time.sleep(0.5)
 
@@ -80,12 +81,17 @@ class Machine(ABC):
     def call(
         self, command: str, *, stdin: bytes = b"", timeout_s: float = 120, check: bool = False
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run a shell command as the node's root. Raises `DemoError` past the time, and with `check` for a failure."""
+        """Run a shell command as the node's root.
+
+        Raises `DemoError` past the time, when the machine has ended, and with `check` for a failure.
+        """
         argv, node = [*self._ssh(), f"root@{self.identity.node_address}", command], self.identity.node
         try:
             done = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout_s, env=dict(ENVIRONMENT))
         except subprocess.TimeoutExpired as error:
             raise DemoError(f"{node}: no end within {timeout_s:.0f} s: {command}") from error
+        if done.returncode == SSH_FAILED and not self.running:
+            raise DemoError(f"{node}: the machine has ended; it said, in {self.layout.console}:\n{self.said()}")
         if check and done.returncode != 0:
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-2000:]
             raise DemoError(f"{node}: exit {done.returncode} from: {command}\n{said}")
@@ -123,17 +129,19 @@ class Machine(ABC):
         }
         return ["ssh", "-F", "/dev/null", *(word for k, v in options.items() for word in ("-o", f"{k}={v}"))]
 
-    def _said(self) -> str:
+    def said(self) -> str:
         try:
-            return self.layout.console.read_text(errors="replace")[-2000:]
+            return self.layout.console.read_text(errors="replace")[-4000:]  # a panic as a whole
         except FileNotFoundError:
             return "(nothing)"
 
 
-def common_argv(layout: MachineLayout, *, cpu: str, memory_mib: int, cpus: int = CPUS, virtio: str = "") -> list[str]:
+def common_argv(
+    layout: MachineLayout, *, cpu: str, memory_mib: int, cpus: int = CPUS, virtio: str = "", threads: str = "multi"
+) -> list[str]:
     """What every such machine has: emulated processors, a console in a file, the cable, the shared directories.
 
-    `virtio`: properties of each device, with a comma before them.
+    `virtio`: properties of each device, with a comma before them. `threads`: of the emulator, "multi" or "single".
     """
     identity = layout.identity
     shared = [
@@ -145,7 +153,7 @@ def common_argv(layout: MachineLayout, *, cpu: str, memory_mib: int, cpus: int =
         )
     ]
     return [
-        *("qemu-system-x86_64", "-name", identity.tap, "-accel", "tcg,thread=multi,tb-size=512"),
+        *("qemu-system-x86_64", "-name", identity.tap, "-accel", f"tcg,thread={threads},tb-size=512"),
         *("-cpu", cpu, "-smp", str(cpus), "-m", str(memory_mib)),
         *("-nodefaults", "-display", "none", "-no-reboot", "-daemonize", "-pidfile", str(layout.pid_file)),
         *("-serial", f"file:{layout.console}"),

@@ -17,8 +17,9 @@ from demo.machine_layout import Identity, MachineLayout
 DEFAULT_BASE = Path("/var/lib/lrms_vm-systemd")
 NODE = "s1"
 MACHINE_MIB = 4096
-# QEMU emulates AMD's virtualisation too: KVM runs in the machine. What glibc and OpenSSL use of newer models is slower.
-CPU_MODEL = "qemu64,+svm,+npt"
+# QEMU emulates AMD's virtualisation too: KVM runs in the machine. Without nested paging: with it guests reset
+# themselves and the machine's own kernel panics. What glibc and OpenSSL use of newer models is slower.
+CPU_MODEL = "qemu64,+svm,-npt"
 
 
 def default_base() -> Path:
@@ -56,7 +57,7 @@ class Node(Machine):
         return [
             *common_argv(layout, cpu=CPU_MODEL, memory_mib=MACHINE_MIB),
             *("-kernel", str(layout.node / "vmlinux"), "-initrd", str(layout.node / "initrd.img")),
-            *("-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off"),
+            *("-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet mitigations=off panic=-1"),
             # what the machine flushed is in the file whenever the emulator is killed
             *("-drive", f"file={layout.layer},if=none,id=disk,format=qcow2,cache=writeback"),
             *("-device", "virtio-blk-pci,drive=disk"),

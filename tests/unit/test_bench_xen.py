@@ -8,7 +8,7 @@ from bench import xen
 def test_the_row_is_the_ratio_of_medians() -> None:
     found = xen.result([(30.0, 30.0), (33.0, 28.0), (90.0, 31.0)])
     assert (found.value, found.goal, found.held) == (33.0 / 30.0, 1.15, True)
-    assert "33.0 s" in found.what and "30.0 s" in found.what
+    assert "33.00 s" in found.what and "30.00 s" in found.what
 
 
 def test_too_slow_is_a_missed_goal() -> None:
