@@ -298,6 +298,7 @@ static void make_fit(const char *seed) {
     char *version = seed_file(seed, "version", NULL);
     if (strcmp(version, "1\n") != 0 && strcmp(version, "1") != 0)
         die(EXIT_AMBIGUOUS, "boot: the seed is of version %.20s, expected 1", version);
+    take_randomness(seed);
     mkdir(RUN_DIR, 0755);
     mkdir(TASKS_DIR, 01777);
     if (chmod(RUN_DIR, 0755) < 0 || chmod(TASKS_DIR, 01777) < 0)

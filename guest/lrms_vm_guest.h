@@ -12,6 +12,7 @@
  *   guest mounted SECONDS DIR64.. user: wait until all are mounted
  *   srun ..., pbsdsh ...          user: asks the host to run the real one; see launch.c
  *   lrms-vm-root COMMAND...       user: as root inside, where the site gives that; see root.c
+ *   guest connect PLACE           on the host, user: ssh's way to the guest; a socket's path or tcp:ADDRESS:PORT
  *
  * Everything that comes from the seed or over the channel is data: checked, never given to a shell.
  */
@@ -49,6 +50,7 @@ long long now_ms(void);
 int boot(const char *seed, const char *device);
 int early(const char *seed);
 int run_channel(const char *device);
+int connect_to(const char *place);
 int prepare(const char *id, const char *name);
 int task(int argc, char **argv);
 int signal_task(const char *id, const char *name);
@@ -59,6 +61,7 @@ int mount_share(const char *dir64);
 int wait_mounted(int argc, char **argv);
 bool is_launcher(const char *name);
 int launch(const char *name, char **argv);
+void take_randomness(const char *seed);
 void set_address(const char *seed);
 void give_root(const char *seed, gid_t gid);
 int become_root(int argc, char **argv);

@@ -163,7 +163,8 @@ char *decode64(const char *text, size_t *length) {
 
 static int usage(void) {
     warn_line("usage: guest boot SEEDDIR | early SEEDDIR | channel [DEVICE] | prepare ID NAME | task ID SPEC | task ID -- ARGV... |"
-              " signal ID NAME | follow ID | status ID | share DIR64 | mounted SECONDS DIR64... | srun ... | pbsdsh ...");
+              " signal ID NAME | follow ID | status ID | share DIR64 | mounted SECONDS DIR64... | srun ... | pbsdsh ... |"
+              " connect PLACE");
     return EXIT_USAGE;
 }
 
@@ -199,5 +200,7 @@ int main(int argc, char **argv) {
         return wait_mounted(argc - 2, argv + 2);
     if (is_launcher(verb))
         return launch(verb, argv + 1);
+    if (strcmp(verb, "connect") == 0 && argc == 3)
+        return connect_to(argv[2]);
     return usage();
 }

@@ -1,4 +1,4 @@
-"""`python -I -m lrms_vm VERB ...`, as the hooks call it."""
+"""`python -I -m lrms_vm VERB ...`, as the hooks call it; `attach --verdict FILE` only as the prologue does."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ for _fd in (0, 1, 2):  # an interactive job of Grid Engine has none of them yet:
     except OSError:
         os.open(os.devnull, os.O_RDWR)
 
-from lrms_vm.cli import main  # noqa: E402
-
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["attach"]:  # starts beside every guest: without the command line's parser
+        from lrms_vm.attach import main
+    else:
+        from lrms_vm.cli import main
     code = main()
     for _stream in (sys.stdout, sys.stderr):
         if _stream is not None:  # none where we were started without it

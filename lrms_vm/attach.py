@@ -11,20 +11,32 @@ import binascii
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lrms_vm import channel
 from lrms_vm.errors import GuestLost, LrmsVmError, NodeError
 from lrms_vm.paths import JobPlaces, UserPlaces, below
 from lrms_vm.verdict import Verdict
+from lrms_vm.verdict_file import believe
 
 BWRAP = "/usr/bin/bwrap"
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 SHARES_TIMEOUT_S = 60
+
+
+def main() -> int:
+    """`attach --verdict FILE`, a root-owned one."""
+    try:
+        attach(believe(Path(sys.argv[-1])))
+    except LrmsVmError as error:
+        print(f"lrms-vm: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def attach(verdict: Verdict) -> None:
@@ -33,21 +45,32 @@ def attach(verdict: Verdict) -> None:
     user = JobPlaces(run=Path(verdict.job_dir), disk=Path(verdict.job_dir)).user  # the disks are root's affair
     deadline = time.monotonic() + verdict.boot_timeout_s
     try:
-        _wait_for_guest(user, verdict, deadline)
-        up_at = time.monotonic()
-        user.passwd.write_text(passwd_line(verdict.user_name, os.getuid(), os.getgid()))
-        for share in shares:
-            _offer_share(user, verdict.key, share)
-        _wait_for_shares(user, verdict.key, shares)
-        shares_ms = round((time.monotonic() - up_at) * 1e3, 1)
-        times = {"guest_up": verdict.since_start_ms(up_at), "shares": shares_ms}
-        _write(user.ready, times)
+        with _held_open(user.attaching):
+            _wait_for_guest(user, verdict, deadline)
+            up_at = time.monotonic()
+            user.passwd.write_text(passwd_line(verdict.user_name, os.getuid(), os.getgid()))
+            for share in shares:
+                _offer_share(user, verdict.key, share)
+            _wait_for_shares(user, verdict.key, shares)
+            shares_ms = round((time.monotonic() - up_at) * 1e3, 1)
+            _write(user.ready, {"guest_up": verdict.since_start_ms(up_at), "shares": shares_ms})
     except LrmsVmError as error:
         _write(user.failed, {"message": str(error), "code": error.code})
         raise
     except Exception as error:  # a defect of ours: the payload must not wait for a guest that nobody attends to
         _write(user.failed, {"message": f"cannot connect to the guest: {error!r}", "code": "attach-failed"})
         raise
+
+
+@contextlib.contextmanager
+def _held_open(fifo: Path) -> Iterator[None]:
+    """Whoever waits for us sees it closed, however we end."""
+    os.mkfifo(fifo, 0o600)
+    fd = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 def outermost(shares: Sequence[str]) -> list[str]:
@@ -85,17 +108,17 @@ def passwd_line(name: str, uid: int, gid: int) -> str:
 
 def _wait_for_guest(user: UserPlaces, verdict: Verdict, deadline: float) -> None:
     """Start the shared connection; its ProxyCommand does the waiting. Raises `GuestLost`."""
-    started = time.monotonic()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     pid = channel.open_shared_connection(user, verdict.key)
-    while not user.control_socket.exists():
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-            raise GuestLost(f"no connection to the guest (ssh ended with {code})", code="guest-gone")
-        if time.monotonic() >= deadline:
-            os.kill(pid, 9)
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            os.kill(pid, signal.SIGKILL)
             raise GuestLost(f"the guest did not come up within {verdict.boot_timeout_s} s", code="guest-silent")
-        time.sleep(channel.pause_s(time.monotonic() - started))
+        signal.sigtimedwait({signal.SIGCHLD}, left_s)
+    if (code := os.waitstatus_to_exitcode(ended[1])) != 0:
+        raise GuestLost(f"no connection to the guest (ssh ended with {code})", code="guest-gone")
 
 
 def _offer_share(user: UserPlaces, key: str, share: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lrms_vm import cache, channel, domain, journal, keys, overhead, overlay, provenance, seed, sidefiles, site_kernel
@@ -31,6 +31,7 @@ from lrms_vm.record import Record
 from lrms_vm.request import Allocation, Request
 from lrms_vm.resolve import resolve
 from lrms_vm.trust.verify import Claim
+from lrms_vm.values import dataclass
 from lrms_vm.verdict import READY, REFUSED, Verdict, write_verdict
 
 # Directories that are never shared as a whole: they would hide the guest's own, or hand it everybody's.
@@ -86,7 +87,7 @@ def prologue(
     account = look_up(allocation.uid, allocation.gid)
     # what came before us, unless the clock was set meanwhile; from here on by the one that nobody sets
     start = time.monotonic() - min(max(time.time() - started_at, 0.0), MAX_LEAD_S)
-    record = _begin(job, allocation, started_at, actors.on_note)
+    record = _begin(job, allocation, started_at, start, actors.on_note)
     facts, image, claim = _acquire(
         request, allocation, account, record, config=config, actors=actors, deadline=deadline
     )
@@ -145,6 +146,7 @@ def prologue(
             account,
             pair,
             makes_console=described.hypervisor != "xen",
+            program=str(seed.guest_program(config)),
             place=place,
             silent_s=config.guest_silent_s,
         )
@@ -290,7 +292,10 @@ def _shareable(path: str) -> bool:
     )
 
 
-def _begin(job: JobPlaces, allocation: Allocation, started_at: float, on_note: Callable[[str], None] | None) -> Record:
+def _begin(
+    job: JobPlaces, allocation: Allocation, started_at: float, began: float, on_note: Callable[[str], None] | None
+) -> Record:
+    """`began` is the same moment as `started_at`, of time.monotonic()."""
     for directory in (
         job.run.parent.parent,
         job.run.parent,
@@ -308,6 +313,7 @@ def _begin(job: JobPlaces, allocation: Allocation, started_at: float, on_note: C
         node=allocation.node,
         lrms=allocation.lrms,
         started_at=started_at,
+        began=began,
         user=allocation.user,
     )
     return record
@@ -422,19 +428,27 @@ def template_text(config: Config, hypervisor: str) -> str:
 
 
 def _hand_over(
-    job: JobPlaces, account: Account, pair: keys.KeyPair, *, makes_console: bool, place: str | None, silent_s: int
+    job: JobPlaces,
+    account: Account,
+    pair: keys.KeyPair,
+    *,
+    makes_console: bool,
+    program: str,
+    place: str | None,
+    silent_s: int,
 ) -> None:
     """Give the user what is theirs: the channel's socket, the console's text, the keys. The directory comes last.
 
     `makes_console`: the hypervisor writes the console's file; else the user's own process will, see console.py.
-    `place`: where the guest answers, if not at the channel's socket; `silent_s` as in channel.ssh_config.
+    The others are channel.ssh_config's.
     """
     user = job.user
+    ssh_config = channel.ssh_config(user, account.name, program=program, place=place, silent_s=silent_s)
     _make_directory(user.root, 0o700)
     files: Mapping[Path, bytes] = {
         user.private_key: pair.user_private,
         user.known_hosts: pair.known_hosts,
-        user.ssh_config: channel.ssh_config(user, account.name, place=place, silent_s=silent_s).encode(),
+        user.ssh_config: ssh_config.encode(),
     }
     for path, text in files.items():
         _write(path, text, 0o600, uid=account.uid, gid=account.gid)

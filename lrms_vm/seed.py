@@ -4,6 +4,7 @@
     network-config                  the same of a guest with an address
     lrms_vm/guest                   our static program, so that both halves always match
     lrms_vm/{hostname,passwd,group,shares,version}
+    lrms_vm/random                  64 random bytes of the host's, for a kernel that has none of its own yet
     lrms_vm/root                    where the user may become root inside
     lrms_vm/launcher                the batch system's program that starts a job's tasks, where it has one
     lrms_vm/channel                 tcp PORT HOST, where the guest answers at its address
@@ -19,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +35,7 @@ from lrms_vm.overlay import hypervisor_ids
 
 VERSION = "1"
 LABEL = "cidata"
+RANDOM_BYTES = 64  # what guest/randomness.c expects
 GENISOIMAGE = "/usr/bin/genisoimage"
 MOUNTED = "/run/lrms_vm/seed"  # in the guest
 SHELL = "/bin/sh"  # in the guest: whatever the user's is on the host, it may not be in the image
@@ -94,7 +97,15 @@ def make(
     uid, gid = hypervisor_ids(domain.run_as)
     program = _read_program(guest_program(config))
     files = seed_files(
-        domain.name, account, pair, shares, program=program, root=root, launcher=launcher, address=address
+        domain.name,
+        account,
+        pair,
+        shares,
+        program=program,
+        randomness=os.urandom(RANDOM_BYTES),
+        root=root,
+        launcher=launcher,
+        address=address,
     )
     if address is not None and channel_port is not None:
         files["lrms_vm/channel"] = _lines([f"tcp {channel_port} {address.gateway}"])
@@ -125,6 +136,7 @@ def seed_files(
     shares: Sequence[str],
     *,
     program: bytes,
+    randomness: bytes,
     root: bool = False,
     launcher: str = "",
     address: Address | None = None,
@@ -141,6 +153,7 @@ def seed_files(
         "lrms_vm/group": _lines(groups),
         "lrms_vm/guest": program,
         "lrms_vm/hostname": _lines([hostname]),
+        "lrms_vm/random": randomness,
         "lrms_vm/passwd": _lines([f"{user}:x:{account.uid}:{account.gid}:{user}:{home}:{SHELL}"]),
         "lrms_vm/shares": _lines([_line("shared directory", share) for share in shares]),
         "lrms_vm/ssh_host_ed25519_key": pair.host_private,
@@ -211,6 +224,7 @@ def _json(value: object) -> bytes:
 def _read_program(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             program = file.read(MAX_GUEST_PROGRAM_BYTES + 1)
     except OSError as error:
         raise NodeError(
@@ -218,6 +232,12 @@ def _read_program(path: Path) -> bytes:
         ) from error
     if not program.startswith(b"\x7fELF") or len(program) > MAX_GUEST_PROGRAM_BYTES:
         raise NodeError(f"{path}: not a program of at most {MAX_GUEST_PROGRAM_BYTES} bytes", code="guest-program")
+    if not mode & stat.S_IXOTH:
+        raise NodeError(
+            f"{path}: mode {stat.S_IMODE(mode):04o}; the job's user runs it, too, to reach the guest",
+            hint=f"chmod a+rx {path}",
+            code="guest-program",
+        )
     return program
 
 

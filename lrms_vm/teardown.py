@@ -10,8 +10,7 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lrms_vm.domain import NAME_PREFIX
 from lrms_vm.errors import LrmsVmError, NodeError
 from lrms_vm.guest import Hypervisor
 from lrms_vm.paths import JobPlaces, Places
+from lrms_vm.values import dataclass
 
 KEEP_HISTORY = 1000
 MAX_USER_FILE_BYTES = 1 << 16
@@ -124,6 +124,25 @@ def read_history(places: Places, key: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def lasted_s(history: Mapping[str, Any]) -> float:
+    """How long a job had this node, by what was kept of it.
+
+    >>> lasted_s({"started_at": 1000, "ended_at": 900, "lasted_s": 60.5})
+    60.5
+
+    An older version kept two moments, and the clock may have been set between them: never negative.
+
+    >>> lasted_s({"started_at": 1000, "ended_at": 900})
+    0.0
+    """
+    began, ended, lasted = (_seconds(history.get(name)) for name in ("started_at", "ended_at", "lasted_s"))
+    return lasted or max(0.0, ended - (began or ended))
+
+
+def _seconds(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e12 else 0.0
 
 
 def keys_on(node: str, *, places: Places, hypervisor: Hypervisor, deadline: float) -> set[str]:
@@ -256,11 +275,13 @@ def _write_history(places: Places, key: str, job: JobPlaces, noted: record.Noted
     for path in (job.user.ready, job.user.payload):
         phases |= _user_times_ms(path, uid=begin.get("uid", -1))
     phases["teardown"] = round(teardown_ms, 2)
+    lasted = noted.lasted_s(time.monotonic())
     history: dict[str, Any] = {
         "version": record.VERSION,
         "key": key,
         **{name: begin[name] for name in ("job_id", "node", "lrms", "user", "uid", "started_at") if name in begin},
         "ended_at": time.time(),
+        **({} if lasted is None else {"lasted_s": round(lasted, 3)}),
         "image": verified.get("image", {}),
         "complete": noted.complete,
         "phases_ms": phases,

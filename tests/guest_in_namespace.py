@@ -113,8 +113,9 @@ class GuestInNamespace:
         os.chown(self.job.channel, UID, GID)
         self.listener.listen(1)
         threading.Thread(target=self._boot, daemon=True).start()
+        marked = channel.environment("test-1.n1")
         self.attached = self.lrms_vm(
-            "attach", "--verdict", str(self.verdict), environment=channel.environment("test-1.n1")
+            "attach", "--verdict", str(self.verdict), program="lrms_vm.attach", environment=marked
         )
         return self
 
@@ -144,11 +145,12 @@ class GuestInNamespace:
     def lrms_vm(
         self,
         *arguments: str | bytes,
+        program: str = "lrms_vm.cli",
         environment: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
         **how: object,
     ) -> subprocess.Popen[bytes]:
         """The command, from this repository, as the job's user."""
-        code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from lrms_vm.cli import main; sys.exit(main())"
+        code = f"import sys; sys.path.insert(0, sys.argv.pop(1)); from {program} import main; sys.exit(main())"
         how.setdefault("cwd", self.work)
         return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
             [sys._base_executable, "-I", "-c", code, str(self.root), *arguments],
@@ -216,12 +218,12 @@ class GuestInNamespace:
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", self.root / name], check=True
             )
         public = {name: (self.root / f"{name}.pub").read_text() for name in ("host", "user")}
-        proxy = "import sys; sys.path.insert(0, sys.argv[1]); from lrms_vm.channel import _main; sys.exit(_main(sys.argv[2:]))"
-        command = [sys._base_executable, "-I", "-c", proxy, str(self.root), str(self.job.channel)]
+        program = self.root / "guest-program"
+        shutil.copy(PROGRAM, program)  # where the user can reach it
         files = {
             user.private_key: (self.root / "user").read_text(),
             user.known_hosts: f"guest {public['host']}",
-            user.ssh_config: channel.ssh_config(user, NAME, proxy=command),
+            user.ssh_config: channel.ssh_config(user, NAME, program=str(program)),
         }
         for path, text in files.items():
             path.write_text(text)
@@ -230,6 +232,7 @@ class GuestInNamespace:
         seed.mkdir(mode=0o700)
         lines = {
             "version": "1\n",
+            "random": os.urandom(32).hex(),
             "hostname": "test-guest\n",
             "passwd": f"{NAME}:x:{UID}:{GID}:A. Physicist:/home/{NAME}:/bin/bash\n",
             "group": f"theirs:x:{GID}:\natlas:x:{TEAM_GID}:{NAME}\n",

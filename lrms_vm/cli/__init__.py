@@ -35,7 +35,6 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "epilogue": (("hooks",), "called by the batch system, as root, after a job"),
     "reap": (("hooks",), "remove what ended jobs left on this node"),
     "exec": (("exec",), "called in the job's step, as its user: runs the payload in the guest"),
-    "attach": (("exec",), "called by the prologue, as the job's user: connects to the guest"),
 }
 _GROUPS = {"image": "a verb of its own follows", "policy": "a verb of its own follows"}
 

@@ -1,4 +1,4 @@
-"""`lrms-vm exec` and `lrms-vm attach`: the halves of a job that run as its user. Not for typing."""
+"""`lrms-vm exec`: the half of a job that runs as its user. Not for typing."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import argparse
 import gc
 import os
 import signal
-import stat
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrms_vm.errors import GuestLost, NodeError, RequestError
-from lrms_vm.verdict import REFUSED, Verdict, read_verdict
+from lrms_vm.errors import GuestLost
+from lrms_vm.verdict import REFUSED
+from lrms_vm.verdict_file import believe
 
 STARTED_BY = ("slurm", "gridengine", "torque", "openpbs")
-MAX_VERDICT_BYTES = 1 << 20
 MEMORY_FILES = (
     *("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control"),  # cgroup v1
     *("memory.max", "memory.peak", "memory.events"),  # v2
@@ -40,40 +39,13 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     payload.add_argument("--timing", type=Path, metavar="FILE", help="write the payload's times, in ms, as JSON")
     payload.add_argument("command", nargs="+", metavar="-- COMMAND")
     payload.set_defaults(run=_exec)
-    attach = verbs.add_parser(
-        "attach",
-        description="Connects the job's user to the guest: the prologue starts it.",
-        epilog="example:\n  lrms-vm attach --verdict /run/lrms_vm/verdicts/slurm-7.n1.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    attach.add_argument("--verdict", required=True, type=Path, help="the root-owned file of the prologue")
-    attach.set_defaults(run=_attach)
-
-
-def believe(path: Path, *, owner: int = 0, uid: int | None = None) -> Verdict:
-    """The verdict, believed only if `owner` (root) wrote it and nobody else can, and it is about us.
-
-    Raises `NodeError` for anything else: where a guest was asked for and there is no verdict, nothing runs.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise NodeError(f"{path}: no verdict to go by: {error.strerror}", code="verdict-missing") from error
-    with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != owner or status.st_mode & 0o022:
-            raise NodeError(f"{path}: not a file that only root can write; not believed", code="verdict-unsafe")
-        verdict = read_verdict(file.read(MAX_VERDICT_BYTES), source=str(path))
-    if verdict.uid != (os.getuid() if uid is None else uid):
-        raise RequestError(f"{path}: this job belongs to user {verdict.uid}", code="verdict-not-ours")
-    return verdict
 
 
 def _exec(args: argparse.Namespace) -> int:
-    gc.enable()  # a payload may run for days (__main__.py switched it off for the hooks)
     from lrms_vm import cgroup_paths, environment, payload, starter  # nothing later: files may be replaced meanwhile
     from lrms_vm.paths import JobPlaces
 
+    gc.enable()  # a payload may run for days (__main__.py switched it off for the hooks)
     _fill_standard_descriptors()
     verdict = believe(args.verdict)
     if verdict.state == REFUSED:
@@ -137,11 +109,3 @@ def _fill_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
-
-
-def _attach(args: argparse.Namespace) -> int:
-    from lrms_vm.attach import attach
-
-    verdict = believe(args.verdict)
-    attach(verdict)
-    return 0

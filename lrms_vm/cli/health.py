@@ -48,7 +48,9 @@ def _first_problem(args: argparse.Namespace) -> str | None:
 
     try:
         config = _config(args)
-        return next((f"{one.check}: {one.found}" for one in node_findings(config) if not one.ok), None)
+        comes_back = args.lrms != "slurm" or config.sick_node == "no-vm"
+        findings = node_findings(config, comes_back=comes_back)
+        return next((f"{one.check}: {one.found}" for one in findings if not one.ok), None)
     except LrmsVmError as error:
         return str(error)
 
@@ -63,14 +65,14 @@ def _tell_slurm(args: argparse.Namespace, wrong: str) -> int:
     from lrms_vm.cli import hooks
 
     node = args.node or os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
-    config = _config(args)
+    config, call = _config(args), slurm_node.call(())
     if config.sick_node == "drain":
-        if wrong and slurm_node.drain(node, wrong, os.environ, config):
+        if wrong and slurm_node.drain(node, wrong, call, config):
             journal.say("warning", "health", f"{node} drained: {wrong}")
     else:
-        if not wrong and (left := hooks.reap(node, slurm_node, config)):
+        if not wrong and (left := hooks.reap(node, slurm_node, config, call)):
             wrong = f"left behind: {left[0]}"
-        if slurm_node.set_vm(node, wrong, os.environ, config):
+        if slurm_node.set_vm(node, wrong, call, config):
             journal.say("warning", "health", f"{node}: VM features {'off: ' + wrong if wrong else 'on again'}")
     print(f"{node}: {wrong or 'can run VMs'}", file=sys.stderr if wrong else sys.stdout)
     return EXIT_UNAVAILABLE if wrong else 0

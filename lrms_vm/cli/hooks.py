@@ -74,7 +74,9 @@ def _prologue(args: argparse.Namespace) -> int:
         return _unready(batch, PROLOGUE, error)
     from lrms_vm import retries, teardown
 
-    deadline = start + min(config.prologue_timeout_s, batch.prologue_limit_s(call))
+    limit_s = min(config.prologue_timeout_s, batch.prologue_limit_s(call))
+    deadline = start + limit_s
+    call.patience.at_most(limit_s)
     try:
         with teardown.locked(config.places, job.key, deadline=deadline):
             failure = _failure(lambda: _start_guest(batch, call, job, config, started_at, deadline), job)
@@ -108,10 +110,10 @@ def _start_guest(
 
     batch.require_way_in(call, config)  # first: whatever we refuse relies on it to stay off the host
     _clear(job, config)
-    _reap_others(batch, call, job, config)
     options, source = batch.parse_options(call)
     request = parse_request(options, source=source)
-    allocation = batch.allocation(call, config)
+    allocation = batch.allocation(call, config)  # asks before the reaping does: patience is this job's first
+    _reap_others(batch, call, job, config)
     actors = node.actors(config)
     lifecycle.prologue(request, allocation, config=config, actors=actors, started_at=started_at, deadline=deadline)
     batch.started(allocation, call, config)
@@ -210,6 +212,7 @@ def _epilogue(args: argparse.Namespace) -> int:
     from lrms_vm import counters, node, teardown
 
     deadline = time.monotonic() + config.epilogue_timeout_s
+    call.patience.at_most(config.epilogue_timeout_s)
     left: list[teardown.Leftover] = []
     try:
         with teardown.locked(config.places, job.key, deadline=deadline):

@@ -57,7 +57,7 @@ def _report(args: argparse.Namespace) -> int:
 def jobs_of(places: Places) -> list[Job]:
     """Those that ended and those that run, as far as we may read; the newest first."""
     found = {path.stem: teardown.read_history(places, path.stem) for path in _listed(places.history, "*.json")}
-    jobs = [_job(key, words, ended_at=_number(words.get("ended_at"))) for key, words in found.items() if words]
+    jobs = [_job(key, words, lasted_s=teardown.lasted_s(words)) for key, words in found.items() if words]
     for path in _listed(places.jobs, "*"):
         try:
             noted = record.read(places.job(path.name).record)
@@ -65,18 +65,21 @@ def jobs_of(places: Places) -> list[Job]:
             continue
         if noted.steps:
             words = {**noted.steps.get("begin", {}), **noted.steps.get("verified", {}), "phases_ms": noted.phases_ms}
-            jobs.append(_job(path.name, words, ended_at=time.time()))
+            jobs.append(_job(path.name, words, lasted_s=noted.lasted_s(time.monotonic())))
     return sorted(jobs, key=lambda job: -job.started_at)
 
 
-def _job(key: str, words: dict[str, Any], *, ended_at: float) -> Job:
+def _job(key: str, words: dict[str, Any], *, lasted_s: float | None) -> Job:
+    """Where the job began is as the clock said then; how long it took is not by that clock, where that is known."""
     image, phases = words.get("image"), words.get("phases_ms")
+    ended_at = _number(words.get("ended_at")) or time.time()
+    started_at = _number(words.get("started_at")) or ended_at
     return Job(
         key=key,
         user=str(words.get("user", "")),
         image=str(image.get("name", "")) if isinstance(image, dict) else "",
-        started_at=_number(words.get("started_at")) or ended_at,
-        ended_at=ended_at,
+        started_at=started_at,
+        ended_at=ended_at if lasted_s is None else started_at + lasted_s,
         phases_ms={str(name): _number(ms) for name, ms in phases.items()} if isinstance(phases, dict) else {},
     )
 

@@ -15,7 +15,7 @@ from lrms_vm import config as configuration
 from lrms_vm import provenance, record
 from lrms_vm.errors import LrmsVmError, RequestError
 from lrms_vm.paths import Places
-from lrms_vm.teardown import MAX_USER_FILE_BYTES, read_history
+from lrms_vm.teardown import MAX_USER_FILE_BYTES, lasted_s, read_history
 from lrms_vm.verdict import READY, Verdict, read_verdict
 
 CONSOLE_TAIL_BYTES = 2000
@@ -102,14 +102,13 @@ def _row(places: Places, key: str) -> dict[str, Any] | None:
     if os.geteuid() != 0 and verdict is not None and verdict.uid != os.geteuid():
         return None  # the job's group may read the verdict, and a group is not a user
     begin = noted.steps.get("begin", {})
-    started_at = verdict.started_at if verdict and verdict.started_at else begin.get("started_at", time.time())
     return {
         "key": key,
         "job_id": _job_id(key),
         "uid": verdict.uid if verdict else begin.get("uid"),
         "user": verdict.user_name if verdict else begin.get("user", ""),
         "phase": _phase(verdict, noted, job.user.ready, job.user.failed),
-        "seconds": round(max(0.0, time.time() - started_at), 1),
+        "seconds": _seconds(verdict, noted),
         "image": verdict.image.get("name", "") if verdict else "",
         "digest": verdict.image.get("digest", "") if verdict else "",
         "signer": verdict.image.get("signer", "") if verdict else "",
@@ -119,6 +118,17 @@ def _row(places: Places, key: str) -> dict[str, Any] | None:
         "phases_ms": noted.phases_ms,
         "console": _tail(job.console),
     }
+
+
+def _seconds(verdict: Verdict | None, noted: record.Noted) -> float:
+    """Since the prologue's start; of a refusal, or what an older version began, by the clock that may have been set."""
+    if verdict is not None and verdict.handed_over:
+        return max(0.0, round(verdict.since_start_ms(time.monotonic()) / 1e3, 1))
+    if (lasted := noted.lasted_s(time.monotonic())) is not None:
+        return round(lasted, 1)
+    noted_at = noted.steps.get("begin", {}).get("started_at", time.time())
+    began_at = verdict.started_at if verdict and verdict.started_at else noted_at
+    return max(0.0, round(time.time() - began_at, 1))
 
 
 def _phase(verdict: Verdict | None, noted: record.Noted, ready: Path, failed: Path) -> str:
@@ -146,7 +156,7 @@ def _ended(places: Places, job: str) -> list[dict[str, Any]]:
                     "uid": kept.get("uid"),
                     "user": kept.get("user", ""),
                     "phase": ENDED,
-                    "seconds": round(kept.get("ended_at", 0) - kept.get("started_at", kept.get("ended_at", 0)), 1),
+                    "seconds": round(lasted_s(kept), 1),
                     **{word: image.get(word if word != "image" else "name", "") for word in _OF_IMAGE},
                     "provenance": provenance.line(key, kept.get("user", ""), image, used=kept.get("used"))
                     if image

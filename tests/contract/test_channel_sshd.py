@@ -174,11 +174,13 @@ def test_a_directory_that_is_not_shared_is_told_and_home_is_used(guest: GuestInN
 
 
 @pytest.fixture
-def hup_not_ignored() -> Iterator[None]:
-    """What is ignored where we start is not passed on: under nohup(1) the tests would wait for a HUP for ever."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def nothing_ignored() -> Iterator[None]:
+    """What is ignored where we start is not passed on: under nohup(1) the tests would wait for a HUP for ever, and in
+    a shell's background for an INT."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 PARENT_AND_CHILD = """
@@ -198,7 +200,7 @@ while True:
 """
 
 
-@pytest.mark.usefixtures("hup_not_ignored")
+@pytest.mark.usefixtures("nothing_ignored")
 def test_signals_reach_the_payload_s_whole_group_in_order(guest: GuestInNamespace) -> None:
     # bash passes over a trapped INT that comes just as the command it waits for ends: 15 of 1,118 on a busy processor
     process = guest.start("/usr/bin/python3", "-Ic", PARENT_AND_CHILD)
@@ -413,8 +415,8 @@ def test_a_signal_while_the_guest_boots_waits_for_the_payload(program: None) -> 
 
 @pytest.mark.parametrize("owner, mode", [(UID, 0o444), (0, 0o666), (0, 0o464)])
 def test_a_verdict_that_others_could_write_is_not_believed(tmp_path_factory, owner: int, mode: int) -> None:  # type: ignore[no-untyped-def]
-    from lrms_vm.cli.exec import believe
     from lrms_vm.errors import NodeError
+    from lrms_vm.verdict_file import believe
 
     path = tmp_path_factory.mktemp("verdict") / "v.json"
     path.write_bytes(write_verdict(Verdict(state=REFUSED, key="k", uid=0)))

@@ -75,3 +75,19 @@ def test_the_newest_history_is_kept_after_the_clock_went_back(
     ended(site)
     kept = {path.name for path in history.iterdir()}
     assert kept == {f"{site.allocation.key}.json", "slurm-2.old.json", "slurm-3.old.json"}
+
+
+def test_what_is_kept_of_a_job_says_how_long_it_was_although_the_clock_was_set(
+    site: Listed,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site.publish("7", "atlas/sim")
+    for set_by_s in (172800, -172800):
+        site.run("atlas/sim", "1")
+        with monkeypatch.context() as clock:
+            set_to = time.time() + set_by_s
+            clock.setattr(time, "time", lambda set_to=set_to: set_to)
+            words = ended(site)
+        assert words["ended_at"] == set_to
+        lasted_s = words["lasted_s"]
+        assert isinstance(lasted_s, float) and 0 < lasted_s < 60

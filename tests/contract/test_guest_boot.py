@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes name spaces: ne
 
 GOOD = {
     "version": "1\n",
+    "random": "r" * 64,
     "hostname": "slurm-7-n1\n",
     "passwd": "eve:x:4711:4712:Eve:/data/users/eve:/bin/tcsh\n",
     "group": "hep:x:4712:eve\nwheel:x:0:eve\natlas:x:20:eve\nbad line\n",
@@ -76,6 +77,17 @@ def test_the_user_s_name_and_uid_mean_the_job_s_user_and_nobody_else(seed: Path)
     assert "-rw------- 0 0 /run/lrms_vm/sshd_config\n" in parts["ls"]
     assert "a group line of the seed is not usable" in done.stderr
     assert done.stderr.count("no mount point") == 2
+
+
+def test_the_kernel_takes_the_random_bytes_of_the_seed(seed: Path) -> None:
+    assert "random" not in boot(seed).stderr
+
+
+@pytest.mark.parametrize("text", ["", "r" * 63, "r" * 65])
+def test_a_guest_without_random_bytes_starts_and_says_so(seed: Path, text: str) -> None:
+    done = boot(seed, random=text)
+    assert "== /etc/passwd" in done.stdout
+    assert f"boot: {seed}/random: not 64 bytes" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ from lrms_vm.overlay import hypervisor_ids
 
 ALICE = Account("alice", 1001, 1002, (("physics", 1002), ("domain users", 2000)), "/home/alice")
 PAIR = keys.make_pair()
+RANDOM = bytes(range(64))
 
 
 def files(account: Account = ALICE, shares: tuple[str, ...] = ("/work/my dir",)) -> dict[str, bytes]:
-    return seed.seed_files("lrms_vm-slurm-12_3.Node.1", account, PAIR, shares, program=b"\x7fELF")
+    return seed.seed_files("lrms_vm-slurm-12_3.Node.1", account, PAIR, shares, program=b"\x7fELF", randomness=RANDOM)
 
 
 def test_seed_holds_what_the_guest_needs() -> None:
@@ -25,6 +26,7 @@ def test_seed_holds_what_the_guest_needs() -> None:
     assert made["lrms_vm/group"] == b"physics:x:1002:alice\ndomain users:x:2000:alice\n"
     assert made["lrms_vm/shares"] == b"/work/my dir\n"
     assert made["lrms_vm/version"] == b"1\n"
+    assert made["lrms_vm/random"] == RANDOM
     assert made["lrms_vm/hostname"] == b"lrms-vm-slurm-12-3-node-1\n"
     assert made["lrms_vm/ssh_host_ed25519_key"].startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----\n")
     assert made["lrms_vm/authorized_keys"].startswith(b"ssh-ed25519 AAAA")
@@ -33,12 +35,14 @@ def test_seed_holds_what_the_guest_needs() -> None:
 
 
 def test_the_seed_names_the_launcher_of_the_batch_system() -> None:
-    made = seed.seed_files("lrms_vm-torque-12.n1", ALICE, PAIR, (), program=b"\x7fELF", launcher="pbsdsh")
+    made = seed.seed_files(
+        "lrms_vm-torque-12.n1", ALICE, PAIR, (), program=b"\x7fELF", randomness=RANDOM, launcher="pbsdsh"
+    )
     assert made["lrms_vm/launcher"] == b"pbsdsh\n"
 
 
 def test_the_seed_gives_root_inside_only_where_it_is_told_to() -> None:
-    made = seed.seed_files("lrms_vm-slurm-12.n1", ALICE, PAIR, (), program=b"\x7fELF", root=True)
+    made = seed.seed_files("lrms_vm-slurm-12.n1", ALICE, PAIR, (), program=b"\x7fELF", randomness=RANDOM, root=True)
     assert made["lrms_vm/root"] == b"1\n"
 
 
