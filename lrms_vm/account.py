@@ -5,10 +5,10 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-from dataclasses import dataclass
 
 from lrms_vm.command import Identity
 from lrms_vm.errors import NodeError
+from lrms_vm.values import dataclass
 
 
 @dataclass(frozen=True)

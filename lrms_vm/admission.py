@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from lrms_vm.file_systems import kind_of, on_network
 from lrms_vm.image import ImageEntry
 from lrms_vm.paths import Places
 from lrms_vm.units import size_text
+from lrms_vm.values import dataclass
 from lrms_vm.water_marks import Disk, Limits, Plan, plan, reserve_bytes
 
 LOOK_EVERY_BYTES = 64 << 20

@@ -11,13 +11,13 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrms_vm.errors import ConfigError
 from lrms_vm.trust import x509
 from lrms_vm.trust.x509 import TrustAnchors
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

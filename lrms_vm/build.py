@@ -19,13 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lrms_vm import __version__, apt_sources, command, guest_system, initrd, recipe
 from lrms_vm.errors import NodeError, UsageError
 from lrms_vm.recipe import Pip, Recipe
+from lrms_vm.values import dataclass
 
 Progress = Callable[[str], None]
 

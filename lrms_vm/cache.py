@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,7 @@ from lrms_vm.image import ImageEntry, Listed, VerifiedImage
 from lrms_vm.ingest import Received, part_directory
 from lrms_vm.paths import Places
 from lrms_vm.upkeep import Entry, clean, entries, evict, rehash, verify
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lrms_vm.paths import NAME_PREFIX
+from lrms_vm.values import dataclass
 
+TYPE_CHECKING = False  # as typing's, without loading it
 if TYPE_CHECKING:
     from lrms_vm.request import Allocation
 

@@ -14,13 +14,14 @@ import glob
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lrms_vm import cgroup_paths, journal
 from lrms_vm.cgroup_paths import Group, Hierarchy, Setting, Usage
 from lrms_vm.errors import NodeError
 from lrms_vm.request import Allocation
+from lrms_vm.values import dataclass
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 PROC = Path("/proc")

@@ -11,7 +11,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lrms_vm.errors import ConfigError, UsageError
 from lrms_vm.image import ImageEntry
 from lrms_vm.paths import Places
 from lrms_vm.units import parse_size_bytes
+from lrms_vm.values import dataclass
 from lrms_vm.water_marks import Limits
 
 DEFAULT_PATH = Path("/etc/lrms_vm/lrms_vm.toml")

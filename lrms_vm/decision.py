@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +13,7 @@ from lrms_vm.image import Listed
 from lrms_vm.trust import forms, verify
 from lrms_vm.trust.policy import Policy
 from lrms_vm.trust.verify import Claim, Endorsement, SignatureFiles, TrustAnchors
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

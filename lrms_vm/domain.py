@@ -6,7 +6,7 @@ The only importer of jinja2, which is loaded by `render` alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from lrms_vm import kernel_rules, overhead
@@ -17,6 +17,7 @@ from lrms_vm.network_rules import mac_of, port_of
 from lrms_vm.paths import NAME_PREFIX as NAME_PREFIX
 from lrms_vm.paths import JobPlaces
 from lrms_vm.request import Allocation, Request
+from lrms_vm.values import dataclass
 from lrms_vm.xml_check import Must, require
 
 CHANNEL_NAME = "org.lrms_vm.channel.0"

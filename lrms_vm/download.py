@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError
@@ -25,6 +24,7 @@ from lrms_vm.store import stamp_of
 from lrms_vm.trust import digests as hashes
 from lrms_vm.trust import tree
 from lrms_vm.trust.tree import Tree
+from lrms_vm.values import dataclass
 
 SIGNED_LEAVES = "leaves.signed"  # beside a partial: what its chunks prove themselves by
 LEAVES_TIMEOUT_S = 60.0

@@ -16,13 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Protocol
 
 from lrms_vm import command
 from lrms_vm.command import Identity
 from lrms_vm.errors import LrmsVmError, NodeError, RequestError, SiteError
+from lrms_vm.values import dataclass
 
 BLOCK_BYTES = 1 << 20
 ZERO_BLOCK = bytes(BLOCK_BYTES)

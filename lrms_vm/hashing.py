@@ -14,12 +14,12 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lrms_vm.fetch import BLOCK_BYTES, ZERO_BLOCK, next_data
 from lrms_vm.trust import tree
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:  # and where bytes are hashed: a warm prologue hashes none, and they bring `logging` along
     from concurrent.futures import Future

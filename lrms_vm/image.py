@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lrms_vm.errors import UsageError
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from lrms_vm.trust.imagelist import ListedImage

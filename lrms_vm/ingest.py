@@ -13,7 +13,6 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm.errors import RequestError, SiteError
@@ -21,6 +20,7 @@ from lrms_vm.fetch import BLOCK_BYTES, ZERO_BLOCK
 from lrms_vm.hashing import Digests, Leaves
 from lrms_vm.paths import Places
 from lrms_vm.store import Stamp, changing, stamp_of
+from lrms_vm.values import dataclass
 
 HOLE_BYTES = 64 << 10  # the smallest run of zeros that becomes a hole
 KEEP_S = 86400.0  # how long a partial that can be taken up again waits for it

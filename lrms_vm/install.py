@@ -22,7 +22,6 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +30,7 @@ from lrms_vm import command, installed
 from lrms_vm.errors import ConfigError, NodeError, UsageError
 from lrms_vm.installed_from import SOURCES
 from lrms_vm.lrms.slurm import vm_features
+from lrms_vm.values import dataclass
 
 BUILD_TIMEOUT_S = 180.0
 MAX_SHEBANG = 250  # execve(2): BINPRM_BUF_SIZE is 256

@@ -10,10 +10,10 @@ Grid Engine's own configuration is never touched: its lines are printed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm.install import EXEC, Planned, check_plain, hook
+from lrms_vm.values import dataclass
 
 SOURCES = {
     "gridengine.prolog": "prologue/gridengine.prolog",

@@ -19,13 +19,13 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm import install
 from lrms_vm.errors import NodeError
 from lrms_vm.install import EXEC, Planned, check_plain, hook
 from lrms_vm.installed_from import SOURCES
+from lrms_vm.values import dataclass
 
 MOM_HOOKS = {
     "prologue": "prologue/torque.prologue",

@@ -12,13 +12,13 @@ is said to syslog, and what a job writes (console.log) goes with the job.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm import command
 from lrms_vm.errors import LrmsVmError
 from lrms_vm.install import Planned, check_plain
 from lrms_vm.installed_from import SOURCES
+from lrms_vm.values import dataclass
 
 REAP = "lrms-vm-reap@.service"
 METRICS = "lrms-vm-metrics.timer"

@@ -14,10 +14,11 @@ import json
 import os
 import shutil
 from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 
 from lrms_vm.errors import ConfigError, NodeError
+from lrms_vm.values import dataclass
 
 VERSION = 1
 MAX_BYTES = 1 << 20

@@ -5,10 +5,12 @@ Ed25519 in OpenSSH's own formats (PROTOCOL.key of openssh-portable, sshd(8) for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from lrms_vm.values import dataclass
 
 HOST_ALIAS = "guest"  # HostKeyAlias of the ssh_config that channel.py writes
 

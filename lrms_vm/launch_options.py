@@ -7,9 +7,10 @@ something on the host, reach another job, or bypass the guest. What is not in th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lrms_vm.errors import UsageError
+from lrms_vm.values import dataclass
 
 Option = tuple[str, str | None]  # its long name, and its value if it has one
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lrms_vm import pbsdsh_options, srun_options
 from lrms_vm.environment import TASK_VARIABLE, pack
 from lrms_vm.launch_options import Grammar
 from lrms_vm.lrms.base import LAUNCHER_NAMES
+from lrms_vm.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import json
 import os
 import re
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm.errors import NodeError
 from lrms_vm.paths import Places
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 4096
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+@=:\[\]-]{0,199}", re.ASCII)

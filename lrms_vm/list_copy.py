@@ -18,13 +18,14 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 from lrms_vm.errors import SiteError
 from lrms_vm.store import write_durably
 from lrms_vm.trust.json_object import parse_time, show_time
+from lrms_vm.values import dataclass
 
 MAGIC = b"lrms_vm-list 1"
 MAX_HEAD_BYTES = 16 << 20

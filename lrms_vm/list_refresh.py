@@ -12,7 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -30,6 +30,7 @@ from lrms_vm.trust.imagelist import compare_versions
 from lrms_vm.trust.json_object import parse_time, show_time
 from lrms_vm.trust.verify import Claim
 from lrms_vm.trust.verify_list import SignedList
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 2 << 20  # of a signed message: 1 MiB of list, its signature and certificates
 ASK_TIMEOUT_S = 5.0  # how long a server may take where there is a good copy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cmp_to_key
 
 from lrms_vm import journal, list_copy, trust_state
@@ -20,6 +20,7 @@ from lrms_vm.list_refresh import Decide, Refresher, check_ratchet, path_of
 from lrms_vm.paths import Places
 from lrms_vm.trust import list_extract
 from lrms_vm.trust.imagelist import compare_versions
+from lrms_vm.values import dataclass
 
 _READ_AGAIN = ("list-replaced", "extract-damaged")  # says nothing of the list: get it again
 _BY_VERSION = cmp_to_key(compare_versions)

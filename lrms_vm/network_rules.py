@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network

@@ -7,9 +7,8 @@ QEMU   what Linux has, less what the node's own system keeps: a twentieth, at le
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lrms_vm import overhead
+from lrms_vm.values import dataclass
 
 HOST_MIB = 512
 HOST_SHARE = 20

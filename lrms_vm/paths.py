@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from lrms_vm.values import dataclass
 
 NAME_PREFIX = "lrms_vm-"  # of what carries a job's key where others have names too: domains, cgroups
 
@@ -197,6 +198,11 @@ class UserPlaces:
     def failed(self) -> Path:
         """Written by attach instead of `ready`: why the guest never came up."""
         return self.root / "failed"
+
+    @property
+    def attaching(self) -> Path:
+        """A FIFO that attach holds open until it has written one of the two."""
+        return self.root / "attaching"
 
     @property
     def payload(self) -> Path:

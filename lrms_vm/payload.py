@@ -16,16 +16,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import BinaryIO
 
 from lrms_vm import channel
 from lrms_vm.environment import entries, payload_environment
 from lrms_vm.errors import GuestLost, NodeError, RequestError
 from lrms_vm.paths import UserPlaces, below
 from lrms_vm.suspension import BEAT_S, STOPPED_UNTOLD, Heartbeat
+from lrms_vm.values import dataclass
 from lrms_vm.verdict import Verdict
+
+TYPE_CHECKING = False  # as typing's, without loading it: `exec` starts with every task
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 NOT_FORWARDED = {
     *(signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU),
@@ -35,6 +39,7 @@ ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.S
 AMBIGUOUS = {126, 127, 254, 255}  # sshd's or the login shell's own, too: the status file decides
 FIRST_WORD_AFTER_S, NEXT_WORD_AFTER_S = 10, 30
 ATTACH_SLACK_S = 30  # attach reports a guest that never comes up itself; this is for an attach that died
+FIRST_LOOK_S, LOOK_S = 0.02, 0.5
 EARLY_SIGNAL_DELAY_S = 1.0  # a signal from before the payload's start: let a script set its traps first
 STATUS_PATIENCE_S = 10.0
 MAX_SCRIPT_BYTES = 64 << 20
@@ -141,6 +146,7 @@ def wait_until_ready(user: UserPlaces, signals: Signals, *, timeout_s: float) ->
     By the clock that nobody sets. Raises `GuestLost`.
     """
     started, told_at = time.monotonic(), 0.0
+    attaching = _wakes_us(user.attaching)
     while not user.ready.exists():
         if user.failed.exists():
             raise _failure(user.failed)
@@ -152,13 +158,32 @@ def wait_until_ready(user: UserPlaces, signals: Signals, *, timeout_s: float) ->
         if waited >= (told_at + NEXT_WORD_AFTER_S if told_at else FIRST_WORD_AFTER_S):
             told_at = waited
             print(f"lrms-vm: waiting for the guest ({waited:.0f} s so far)", file=sys.stderr, flush=True)
-        signals.wait(channel.pause_s(waited))
+        if attaching is None and (attaching := _wakes_us(user.attaching)) is not None:
+            continue  # once more: it may have been closed just before
+        signals.wait(LOOK_S if attaching is not None else FIRST_LOOK_S)
         for number in list(signals.queue):
             if number in ENDING:
                 die_by(number)
         if signal.SIGCONT in signals.queue:  # suspended and resumed meanwhile, which is no news for the payload
             over = (signal.SIGCONT, signal.SIGTSTP)
             signals.queue = deque(number for number in signals.queue if number not in over)
+    if attaching is not None:
+        os.close(attaching)
+
+
+def _wakes_us(attaching: Path) -> int | None:
+    """The FIFO that attach holds open, such that a SIGCHLD comes when attach closes it (fcntl(2), F_SETSIG); None
+    before there is one. To look again and again would take its time from the guest where processors are few."""
+    import fcntl
+
+    try:
+        fd = os.open(attaching, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGCHLD)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+    return fd
 
 
 def description(directory: str, environment: Mapping[bytes, bytes], words: Sequence[bytes]) -> bytes:

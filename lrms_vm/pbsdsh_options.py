@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from lrms_vm.launch_options import Grammar
+from lrms_vm.values import dataclass
 
 _BOTH = {"copies": "=", "node": "=", "host": "=", "synchronous": "", "verbose": "", "output": ""}
 _BOTH_SHORT = {"c": "copies", "n": "node", "h": "host", "s": "synchronous", "v": "verbose", "o": "output"}

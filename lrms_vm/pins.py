@@ -11,11 +11,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm.errors import NodeError
 from lrms_vm.paths import Places
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 4096
 MAX_REASON_LENGTH = 500

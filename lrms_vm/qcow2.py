@@ -14,9 +14,9 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from lrms_vm.errors import RequestError
+from lrms_vm.values import dataclass
 
 Read = Callable[[int, int], bytes]  # offset, size -> exactly these bytes; fewer only at the file's end
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from lrms_vm.errors import UsageError
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 1 << 20
 

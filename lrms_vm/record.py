@@ -15,11 +15,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from lrms_vm.errors import NodeError
+from lrms_vm.values import dataclass
 
 VERSION = 1
 MAX_BYTES = 1 << 20
@@ -53,6 +54,14 @@ class Noted:
     def complete(self) -> bool:
         """The prologue came to its end."""
         return "done" in self.steps
+
+    def lasted_s(self, now: float) -> float | None:
+        """From the prologue's start to `now`, a time.monotonic() value: by the clock that nobody sets.
+
+        None where the record does not say, or is of before a reboot, at which that clock begins anew.
+        """
+        began = self.steps.get("begin", {}).get("began")
+        return now - began if isinstance(began, int | float) and began <= now else None
 
 
 class Record:

@@ -6,9 +6,10 @@ Every text that is not ours is escaped, and no number is drawn outside its frame
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+
+from lrms_vm.values import dataclass
 
 # In the order they happen: what it is, in words. The first ten are the prologue's.
 PHASES = {

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lrms_vm.errors import UsageError
 from lrms_vm.image import ImageReference, parse_reference
 from lrms_vm.units import parse_memory_mib
+from lrms_vm.values import dataclass
 
 # The words of the options, the same for every batch system, without the leading "--".
 OPTIONS = ("vm-image", "vm-memory", "vm-cpus", "vm-network", "vm-share", "vm-kernel", "vm-env")

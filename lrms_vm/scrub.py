@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lrms_vm import lease as leasing
 from lrms_vm import store, upkeep
@@ -23,6 +23,7 @@ from lrms_vm.fetch import ZERO_BLOCK, next_data
 from lrms_vm.hashing import Digests, Leaves, bad_chunks, blocks_of, holes_are_zeros
 from lrms_vm.paths import Places
 from lrms_vm.trust import tree
+from lrms_vm.values import dataclass
 
 SAVE_EVERY_S = 10.0  # what a killed scrub reads twice at most
 MAX_NAMED = 5  # damaged chunks that are named

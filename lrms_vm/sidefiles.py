@@ -16,7 +16,6 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,6 +25,7 @@ from lrms_vm.image import ImageEntry
 from lrms_vm.locks import locked
 from lrms_vm.paths import Places
 from lrms_vm.store import entry_dir, prepare, write_durably
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from lrms_vm.trust.verify import Claim, SignatureFiles

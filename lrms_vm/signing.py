@@ -7,7 +7,6 @@ core, so that nothing leaves here that `lrms-vm image verify` could not read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +23,7 @@ from lrms_vm.store import write_durably
 from lrms_vm.trust import cms, dgst, digests, dn, verify
 from lrms_vm.trust.verify import Claim, Endorsement
 from lrms_vm.trust.x509 import MALFORMED, MAX_CHAIN, check_signer, parse_chain
+from lrms_vm.values import dataclass
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 Progress = Callable[[int], None]  # told the bytes done, now and then

@@ -11,7 +11,6 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lrms_vm.trust import cms, digests, dn, imagelist, smime, strict_json
 from lrms_vm.trust.imagelist import ImageList
 from lrms_vm.trust.json_object import show_time
 from lrms_vm.trust.tree import CHUNK_BYTES
+from lrms_vm.values import dataclass
 
 KNOWN_KEYS = frozenset(
     f"lv:{name}"

@@ -6,9 +6,9 @@ srun(1), Slurm 22.05 to 24.11. What is not in the table is refused by name (laun
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from lrms_vm.launch_options import Grammar
+from lrms_vm.values import dataclass
 
 LONG: dict[str, str] = {
     "ntasks": "=",

@@ -20,7 +20,7 @@ import signal
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from lrms_vm.hashing import ALGORITHMS, Leaves
 from lrms_vm.locks import locked
 from lrms_vm.paths import Places
 from lrms_vm.trust import tree
+from lrms_vm.values import dataclass
 
 MAX_META_BYTES = 16 << 10
 MAX_ORIGINS = 16  # each takes at most 500 bytes of meta.json

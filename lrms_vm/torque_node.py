@@ -14,7 +14,6 @@ import socket
 import stat
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrms_vm import command, journal
@@ -23,6 +22,7 @@ from lrms_vm.errors import LrmsVmError, NodeError, SiteError, UsageError
 from lrms_vm.lrms import pbs_text, torque
 from lrms_vm.lrms.base import PROLOGUE, Action, Call, Outcome, Told
 from lrms_vm.request import Allocation
+from lrms_vm.values import dataclass
 
 ASK_TIMEOUT_S = 5.0  # where trqauthd does not run, a command hangs for minutes
 JOB_FILE_PATIENCE_S = 10.0  # pbs_mom often writes it only after the prologue began

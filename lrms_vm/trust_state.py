@@ -18,7 +18,6 @@ import re
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ from lrms_vm.errors import NodeError, RequestError, SiteError, UsageError
 from lrms_vm.locks import locked as _locked
 from lrms_vm.paths import Places
 from lrms_vm.store import make_directories, write_durably
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from lrms_vm.trust.freshness import ClockMark, Ratchet

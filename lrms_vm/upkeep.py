@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lrms_vm import ingest, pins, store
@@ -17,6 +17,7 @@ from lrms_vm import lease as leasing
 from lrms_vm.errors import NodeError, RequestError
 from lrms_vm.hashing import hash_fd
 from lrms_vm.paths import Places
+from lrms_vm.values import dataclass
 from lrms_vm.water_marks import Disk, Limits, Stored, plan
 
 LOCK_TIMEOUT_S = 30.0

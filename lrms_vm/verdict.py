@@ -7,9 +7,10 @@ where a VM was asked for and there is no verdict, nothing runs.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 
 from lrms_vm.errors import NodeError
+from lrms_vm.values import dataclass
 
 VERSION = 1
 READY = "ready"  # the guest was started for this job

@@ -8,7 +8,9 @@ used go until it is at the low mark. What a job holds or somebody pinned never g
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from lrms_vm.values import dataclass
 
 GIB = 1 << 30
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from xml.etree import ElementTree
 
 from lrms_vm.errors import ConfigError
+from lrms_vm.values import dataclass
 
 MAX_LENGTH = 1 << 18
 

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "lrms_vm"
 
 # Values in, values out: no disk, no program, no clock, no network.
 _PURE = """
-    errors units image paths request
-    lrms.slurm_notation lrms.base lrms.slurm lrms.gridengine lrms.pbs_text lrms.torque lrms.torque_filter lrms.openpbs lrms.local lrms
+    errors values units image paths request
+    lrms.slurm_notation lrms.command lrms.base lrms.slurm lrms.gridengine lrms.pbs_text lrms.torque lrms.torque_filter lrms.openpbs lrms.local lrms
     trust.names trust.name_hash trust.dn trust.der trust.digests trust.tree trust.patterns trust.voms trust.policy_values trust.toml_table trust.policy trust.certificate_policies trust.anchor_index trust.crl trust.x509 trust.rules trust.policy_lint trust.ca_lint trust.cms trust.dgst trust.verify trust.forms
     trust.strict_json trust.sealed_json trust.smime trust.json_object trust.imagelist trust.list_rules trust.verify_list trust.freshness trust.list_extract trust
     disk_format qcow2 verdict logfmt provenance metrics report environment launch_options srun_options pbsdsh_options launchers xml_check overhead node_size kernel_rules network_rules domain cgroup_paths
@@ -23,7 +23,7 @@ _PURE = """
     submit.description submit.result submit.words submit.carry submit.job_script submit.systems submit.slurm submit.gridengine submit.pbs submit.drmaa_words
 """
 _EFFECTS = """
-    config command account record journal cgroups
+    config command account record verdict_file journal cgroups
     anchors site_policy decision resolve
     fetch_http fetch hashing image_file file_systems locks pins lease store sidefiles trust_state list_copy list_refresh lists ingest download convert upkeep admission scrub cache
     site_kernel pygrub keys signing signing_list overlay seed network
@@ -136,6 +136,22 @@ def test_heavy_libraries_have_one_importer(name: str) -> None:
         assert name.startswith(may), f"{name} imports {library}; only {', '.join(may)} may"
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("values", "fetch_http")])
+def test_values_are_made_the_quick_way(name: str) -> None:
+    named = {
+        alias.name
+        for node in ast.walk(MODULES[name])
+        if isinstance(node, ast.ImportFrom) and node.module == "dataclasses"
+        for alias in node.names
+    }
+    assert "dataclass" not in named, f"{name}: from lrms_vm.values import dataclass"
+
+
+def test_the_fetching_child_needs_nothing_of_ours() -> None:
+    """It is started as a file, by a user who may not read our directory."""
+    assert [name for name in imports(MODULES["fetch_http"]) if name.startswith("lrms_vm")] == []
+
+
 def test_a_verified_image_has_one_maker() -> None:
     """So there is no path in the types from an unverified file to a running guest."""
     makers = {
@@ -152,14 +168,4 @@ def test_what_starts_with_every_job_starts_light(module: str) -> None:
     """`exec` starts once a task, the hooks before anything was asked: the heavy libraries must wait until they are."""
     code = f"import sys, {module}; print([name for name in {sorted(HEAVY)!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
-
-
-def test_a_proxy_command_starts_without_what_only_others_use_of_its_module() -> None:
-    """It starts beside every guest that boots. -S: what site loads is not ours."""
-    code = (
-        "import sys, lrms_vm.channel; print(sorted({'dataclasses', 'pathlib', 'typing', 'inspect'} & set(sys.modules)))"
-    )
-    argv = [sys.executable, "-S", "-c", code]
-    done = subprocess.run(argv, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

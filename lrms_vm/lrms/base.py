@@ -11,15 +11,42 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from lrms_vm.errors import ConfigError, LrmsVmError, NodeError, RequestError, SiteError
 from lrms_vm.request import Allocation
+from lrms_vm.values import dataclass
 
 PROLOGUE, EPILOGUE = "prologue", "epilogue"
 LAUNCHER_NAMES = {"slurm": "srun", "torque": "pbsdsh", "openpbs": "pbsdsh"}  # what starts a job's tasks, from within it
+PATIENCE_S, LONGEST_QUESTION_S, SHORTEST_QUESTION_S = 40.0, 20.0, 1.0
 MAX_RETRIES = 3  # how often a job is sent back by our own hand; a batch system may start it sixteen times in 4 s
+
+
+class Patience:
+    """How long one hook, reap or check waits for the batch system: seconds that all of its questions share.
+
+    A server that hangs would else cost a reap so much for each of its jobs. No question gets all of it: one that came
+    to nothing leaves time to have the node taken out of service.
+    """
+
+    def __init__(self, total_s: float = PATIENCE_S) -> None:
+        self.left_s, self.spent_s = total_s, 0.0
+
+    def at_most(self, limit_s: float) -> None:
+        """For a hook that may not take as long as that at all."""
+        self.left_s = min(self.left_s, limit_s)
+
+    @property
+    def next_s(self) -> float:
+        """Seconds for the next question; 0: it is not worth asking."""
+        return min(self.left_s, LONGEST_QUESTION_S) if self.left_s >= SHORTEST_QUESTION_S else 0.0
+
+    def spend(self, seconds: float) -> None:
+        """On a question, answered or not."""
+        self.left_s -= seconds
+        self.spent_s += seconds
 
 
 @dataclass(frozen=True)
@@ -29,6 +56,7 @@ class Call:
     argv: tuple[str, ...] = ()  # the hook's own arguments, without its name
     environ: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)  # what the node's half read for it, by a short name
+    patience: Patience = field(default_factory=Patience, compare=False, repr=False)
 
 
 class Outcome(enum.Enum):
@@ -62,14 +90,6 @@ class Told:
     exit_code: int
     actions: tuple[Action, ...] = ()  # in this order
     otherwise: int | Told | None = None  # the exit code, or what is done, where an action failed; None: the same
-
-
-@dataclass(frozen=True)
-class Command:
-    """The payload: what is to be run in the guest."""
-
-    words: tuple[str, ...]
-    script_at: int | None = None  # which word is a file of this node, to be copied into the guest
 
 
 class Lrms(Protocol):

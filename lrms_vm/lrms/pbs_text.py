@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
 from lrms_vm.request import OPTIONS
 from lrms_vm.units import parse_memory_mib
+from lrms_vm.values import dataclass
 
 VARIABLES = {word: word.upper().replace("-", "_") for word in OPTIONS}  # qsub -v VM_IMAGE=...
 MAX_BYTES = 4 << 20

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
 from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Outcome, Told
 from lrms_vm.lrms.slurm_notation import first_host, hostlist_has, range_size
 from lrms_vm.request import OPTIONS, Allocation
+from lrms_vm.values import dataclass
 
 # spank_job_control_setenv(VM_IMAGE) in the plugin is SPANK_VM_IMAGE in the hooks (spank(8), ENVIRONMENT).
 VARIABLES = {word: "SPANK_" + word.upper().replace("-", "_") for word in OPTIONS}

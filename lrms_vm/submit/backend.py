@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from lrms_vm.errors import NodeError, RequestError, SiteError
 from lrms_vm.submit.carry import Way
 from lrms_vm.submit.description import JobDescription
 from lrms_vm.submit.result import JobStatus
+from lrms_vm.values import dataclass
 
 TIMEOUT_S = 60.0
 # Of the submitter's environment, what the batch systems' own programs read. The payload's is in its script.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from lrms_vm.errors import RequestError
 from lrms_vm.submit import gridengine, pbs, slurm
@@ -14,6 +14,7 @@ from lrms_vm.submit.description import JobDescription
 from lrms_vm.submit.job_script import program, script
 from lrms_vm.submit.pyslurm_look import Pyslurm
 from lrms_vm.submit.result import JobStatus, ended
+from lrms_vm.values import dataclass
 
 AT_ONCE = 400  # job ids on one command line
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lrms_vm.submit.by_commands import ByCommands
 from lrms_vm.submit.carry import Way, carry
 from lrms_vm.submit.description import JobDescription
 from lrms_vm.submit.result import JobState, JobStatus, ended
+from lrms_vm.values import dataclass
 
 OPEN_S = 30.0  # slurm-drmaa tries for 60 s to reach a Slurm that is not there
 ANSWER_S = 120.0

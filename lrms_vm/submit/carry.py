@@ -16,10 +16,10 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lrms_vm.errors import UsageError
 from lrms_vm.submit.description import JobDescription, variable_of, vm_options
+from lrms_vm.values import dataclass
 
 COMMENT = "lrms_vm:"
 CAPABLE = "vm_capable=TRUE"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import timedelta
 
 from lrms_vm.errors import UsageError
 from lrms_vm.request import OPTIONS, parse_request
+from lrms_vm.values import dataclass
 
 SYSTEMS = ("slurm", "gridengine", "torque", "openpbs")
 MAX_BULK = 100_000

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lrms_vm.submit import slurm
 from lrms_vm.submit.result import JobStatus
+from lrms_vm.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ signal that ended a job only Slurm and Grid Engine's library tell: elsewhere one
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from lrms_vm.errors import EXIT_GUEST_LOST
+from lrms_vm.values import dataclass
 
 _TERM = 15  # signal(7)
 

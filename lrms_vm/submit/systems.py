@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from lrms_vm.errors import UsageError
 from lrms_vm.submit.description import SYSTEMS
+from lrms_vm.values import dataclass
 
 _PROGRAMS = """
     sbatch squeue scancel scontrol

@@ -8,12 +8,13 @@ must have one (policyConstraints), that names of policies mean others (policyMap
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeVar
 
 from cryptography import x509
 
 from lrms_vm.trust import der
+from lrms_vm.values import dataclass
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
 _ANY = "2.5.29.32.0"

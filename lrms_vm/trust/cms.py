@@ -22,7 +22,6 @@ from __future__ import annotations
 import binascii
 import hmac
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -32,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from lrms_vm.errors import RequestError
 from lrms_vm.trust import der, digests, dn
 from lrms_vm.trust.x509 import MALFORMED, MAX_CHAIN, parse_der
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 64 << 10
 _SIGNED_DATA, _DATA = "1.2.840.113549.1.7.2", "1.2.840.113549.1.7.1"

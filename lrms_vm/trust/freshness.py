@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
 from lrms_vm.trust import sealed_json
 from lrms_vm.trust.json_object import VERSION, parse_time, show_time
+from lrms_vm.values import dataclass
 
 if TYPE_CHECKING:
     from lrms_vm.trust.verify_list import SignedList

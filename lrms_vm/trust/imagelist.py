@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from functools import cmp_to_key
 from itertools import zip_longest
@@ -17,6 +17,7 @@ from lrms_vm.errors import RequestError
 from lrms_vm.trust import strict_json
 from lrms_vm.trust.json_object import WORD, JsonObject, checked_url
 from lrms_vm.trust.tree import Tree
+from lrms_vm.values import dataclass
 
 MAX_IMAGES = 1000
 MAX_MIRRORS = 20

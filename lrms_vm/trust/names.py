@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 64 << 10
 _STATEMENT = re.compile(

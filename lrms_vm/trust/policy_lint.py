@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 
 from lrms_vm.trust import voms
 from lrms_vm.trust.patterns import all_covered, covers, may_overlap
 from lrms_vm.trust.policy_values import Builder, Policy, Runner
+from lrms_vm.values import dataclass
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 

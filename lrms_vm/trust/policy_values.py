@@ -5,13 +5,13 @@ Read from trust.toml by trust/policy.py; asked by trust/rules.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date
 from fnmatch import fnmatchcase
 
 from lrms_vm.trust import dn
 from lrms_vm.trust.digests import STRONG
 from lrms_vm.trust.voms import Mapped
+from lrms_vm.values import dataclass
 
 DAY_S = 86400
 

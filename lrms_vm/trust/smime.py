@@ -14,10 +14,10 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 
 from lrms_vm.errors import RequestError
+from lrms_vm.values import dataclass
 
 MAX_BYTES = (1 << 21) - 1  # a list of 1 MiB inside base64, with its certificates
 MAX_HEADER_BYTES = 16 << 10

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+
+from lrms_vm.values import dataclass
 
 CHUNK_BYTES = 2 << 20  # where nobody says otherwise: a proxy that keeps 4 MB objects keeps these
 LEAF_BYTES = 32

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from lrms_vm.trust import cms, dgst, dn, rules, x509
 from lrms_vm.trust.policy_values import Block, Policy, Runner
 from lrms_vm.trust.tree import Tree
 from lrms_vm.trust.x509 import TrustAnchors
+from lrms_vm.values import dataclass
 
 __all__ = [
     "Claim",

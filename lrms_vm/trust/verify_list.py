@@ -7,7 +7,7 @@ than an extract: the list's head, its signer and that image (trust/list_extract.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from cryptography import x509 as certificates
@@ -18,6 +18,7 @@ from lrms_vm.trust.imagelist import ImageList, ListedImage
 from lrms_vm.trust.policy_values import Policy
 from lrms_vm.trust.verify import Claim
 from lrms_vm.trust.x509 import TrustAnchors
+from lrms_vm.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from lrms_vm.trust.patterns import covers
+from lrms_vm.values import dataclass
 
 MAX_BYTES = 1 << 20
 MAX_LINES = 10_000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TypeVar
@@ -30,6 +29,7 @@ from lrms_vm.errors import LrmsVmError, RequestError, SiteError
 from lrms_vm.trust import anchor_index, certificate_policies, dn, names
 from lrms_vm.trust import crl as plain_crl
 from lrms_vm.trust.name_hash import name_hash
+from lrms_vm.values import dataclass
 
 MAX_CHAIN = 10
 MAX_CERTIFICATE_BYTES = 64 << 10
