@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from lrms_vm import command
@@ -17,10 +18,12 @@ from lrms_vm.errors import LrmsVmError, SiteError
 from lrms_vm.file_systems import kind_of, on_network
 from lrms_vm.finding import Finding
 from lrms_vm.finding import answer as _answer
+from lrms_vm.lrms.base import PATIENCE_S
 from lrms_vm.request import Allocation
 from lrms_vm.trust.verify import TrustAnchors
 
 TIMEOUT_S = 10.0
+NO_VAL16 = 65534  # slurm.h: what scontrol shows of a number that was not set
 MIN_FREE_BYTES = 2 << 30
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 PROGRAMS = {"qemu-img": "qemu-utils", "genisoimage": "genisoimage", "ssh": "openssh-client", "bwrap": "bubblewrap"}
@@ -29,12 +32,17 @@ PROGRAMS |= {"setpriv": "util-linux", "prlimit": "util-linux"}
 
 def all_findings(config: Config) -> Iterator[Finding]:
     """Ask everything; a question that cannot be asked is itself a finding."""
-    return _findings(config, (*_OF_THE_NODE, _policy, _images, _lists, _sandbox, _installed, _slurm, _slurm_node))
+    of_the_site = (_policy, _images, _lists, _sandbox, _installed, _slurm, _slurm_node)
+    return _findings(config, (*_OF_THE_NODE, _clock, *of_the_site))
 
 
-def node_findings(config: Config) -> Iterator[Finding]:
-    """Only what is this node's own: what taking it out of service would help against."""
-    return _findings(config, _OF_THE_NODE)
+def node_findings(config: Config, *, comes_back: bool) -> Iterator[Finding]:
+    """Only what is this node's own: what taking it out of service would help against.
+
+    `comes_back`: the batch system takes the node back by itself once it is well. Then the clock is among it. One that
+    is wrong may be wrong on all nodes at once, and they would all wait for an administrator otherwise.
+    """
+    return _findings(config, (*_OF_THE_NODE, _clock) if comes_back else _OF_THE_NODE)
 
 
 def _findings(config: Config, questions: Iterable[Callable[[Config], Iterator[Finding]]]) -> Iterator[Finding]:
@@ -88,7 +96,10 @@ def _guest_program(config: Config) -> Iterator[Finding]:
 
     path = seed.guest_program(config)
     yield _answer(
-        "guest program", os.access(path, os.R_OK), str(path), "lrms-vm install prints where it is: set guest_program"
+        "guest program",
+        os.access(path, os.R_OK | os.X_OK),
+        str(path),
+        "lrms-vm install prints where it is: set guest_program; everybody may read and run it",
     )
 
 
@@ -117,6 +128,16 @@ def _crls(anchors: TrustAnchors) -> Iterator[Finding]:
         yield _answer(
             f"CRL of {issuer}", left_h > 0, found, "run fetch-crl; until then its builders' images end with 75"
         )
+
+
+def _clock(config: Config) -> Iterator[Finding]:
+    """Behind what it has shown before, every VM job that comes here is refused at once, and the next one comes."""
+    from lrms_vm import trust_state
+    from lrms_vm.trust.json_object import show_time
+
+    if os.geteuid() == 0:  # nobody else may read the mark
+        mark = trust_state.check_clock(config.places, datetime.now(UTC)).mark
+        yield Finding("clock", True, f"not behind {show_time(mark.at)}, the latest time that counts")
 
 
 def _images(config: Config) -> Iterator[Finding]:
@@ -194,6 +215,7 @@ def _slurm(config: Config) -> Iterator[Finding]:
         found = settings.get(key, settings.get(f"{key}[0]", "(null)"))
         yield _answer(f"slurm.conf {key}", wanted in found, found, "see `lrms-vm install --lrms=slurm`")
     yield batch_start(settings.get("BatchStartTimeout", ""), config.prologue_timeout_s)
+    yield hook_time(settings.get("PrologEpilogTimeout", ""), config.prologue_timeout_s, config.epilogue_timeout_s)
 
 
 def _installed(config: Config) -> Iterator[Finding]:
@@ -211,6 +233,18 @@ def batch_start(found: str, prologue_timeout_s: float) -> Finding:
     enough = number.isascii() and number.isdigit() and int(number) >= prologue_timeout_s
     remedy = f"BatchStartTimeout={prologue_timeout_s:.0f} or more, or jobs are requeued while their image is fetched"
     return _answer("slurm.conf BatchStartTimeout", enough, found or "(null)", remedy)
+
+
+def hook_time(found: str, prologue_timeout_s: float, epilogue_timeout_s: float) -> Finding:
+    """Whether slurmd lets a hook come to its own end, and so to its own reason. `found`: as scontrol shows it.
+
+    Where slurmd ends it, the node is drained, whoever was to blame (slurm.conf(5)). The longest is a prologue that
+    comes to its deadline, undoes what it made, and tells a controller that hangs.
+    """
+    number, needed_s = found.partition(" ")[0], prologue_timeout_s + epilogue_timeout_s + PATIENCE_S
+    unset = not (number.isascii() and number.isdigit()) or int(number) == NO_VAL16
+    remedy = f"PrologEpilogTimeout={needed_s:.0f} or more, or none"
+    return _answer("slurm.conf PrologEpilogTimeout", unset or int(number) >= needed_s, found or "(null)", remedy)
 
 
 def _confinement(config: Config) -> Iterator[Finding]:
@@ -259,7 +293,7 @@ def _slurm_node(config: Config) -> Iterator[Finding]:
 
     name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
     try:
-        node = slurm_node.look_at_node(name, os.environ, config)
+        node = slurm_node.look_at_node(name, slurm_node.call(()), config)
     except SiteError as error:
         if f"Node {name} not found" not in error.message:  # scontrol(1)
             raise

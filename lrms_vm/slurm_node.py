@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +23,6 @@ from lrms_vm.request import Allocation
 from lrms_vm.verdict import read_verdict
 
 NAME = "slurm"
-SCONTROL_TIMEOUT_S = 20.0
 
 
 def call(words: Sequence[str]) -> Call:
@@ -54,7 +55,7 @@ def parse_options(call: Call) -> tuple[dict[str, str], str]:
 
 def allocation(call: Call, config: Config) -> Allocation:
     job_id = slurm.identify(call.environ).job_id
-    return slurm.parse_job(ask(slurm.show_job_argv(config.scontrol, job_id), call.environ), call.environ)
+    return slurm.parse_job(ask(slurm.show_job_argv(config.scontrol, job_id), call), call.environ)
 
 
 def outcome(hook: str, outcome: Outcome, *, retries: int) -> Told:
@@ -68,14 +69,14 @@ def act(action: Action, why: str, job: Allocation, call: Call, config: Config) -
     if action is Action.NO_VM:
         if running := processes(job.key):
             raise NodeError(f"{job.key}: processes {sorted(running)[:5]} still run", code="leftovers")
-        set_vm(job.node, why, call.environ, config)
+        set_vm(job.node, why, call, config)
     elif action is Action.SEND_BACK:
         try:
-            ask(slurm.requeue_argv(config.scontrol, job.job_id), call.environ)
+            ask(slurm.requeue_argv(config.scontrol, job.job_id), call)
         except SiteError as error:
             journal.say("warning", job.key, f"not requeued: {error.message}")
     else:
-        ask(slurm.drain_argv(config.scontrol, job.node, why), call.environ)
+        ask(slurm.drain_argv(config.scontrol, job.node, why), call)
 
 
 def processes(key: str) -> set[int]:
@@ -90,17 +91,17 @@ def processes(key: str) -> set[int]:
     return found
 
 
-def look_at_node(node: str, environ: Mapping[str, str], config: Config) -> slurm.Node:
+def look_at_node(node: str, call: Call, config: Config) -> slurm.Node:
     """Raises `SiteError`."""
-    return slurm.parse_node(ask(slurm.show_node_argv(config.scontrol, node), environ), node)
+    return slurm.parse_node(ask(slurm.show_node_argv(config.scontrol, node), call), node)
 
 
-def set_vm(node: str, wrong: str, environ: Mapping[str, str], config: Config) -> bool:
+def set_vm(node: str, wrong: str, call: Call, config: Config) -> bool:
     """The node's VM features off because of `wrong`, or on again where it is ""; whether that changed anything.
 
     Raises `SiteError`: the controller cannot be asked, or has given the node none of our features.
     """
-    known = look_at_node(node, environ, config)
+    known = look_at_node(node, call, config)
     active = slurm.without_vm(known, config.hypervisor) if wrong else slurm.with_vm(known, config.hypervisor)
     if active is None:
         raise SiteError(
@@ -110,15 +111,15 @@ def set_vm(node: str, wrong: str, environ: Mapping[str, str], config: Config) ->
         )
     if active == known.active:
         return False
-    ask(slurm.features_argv(config.scontrol, known, active, wrong), environ)
+    ask(slurm.features_argv(config.scontrol, known, active, wrong), call)
     return True
 
 
-def drain(node: str, why: str, environ: Mapping[str, str], config: Config) -> bool:
+def drain(node: str, why: str, call: Call, config: Config) -> bool:
     """For the health check: whether it had to be done. Raises `SiteError`."""
-    if "DRAIN" in look_at_node(node, environ, config).state:
+    if "DRAIN" in look_at_node(node, call, config).state:
         return False
-    ask(slurm.drain_argv(config.scontrol, node, why), environ)
+    ask(slurm.drain_argv(config.scontrol, node, why), call)
     return True
 
 
@@ -146,8 +147,8 @@ def lost(key: str, call: Call, config: Config) -> None:
     A job that cannot be requeued (srun, --no-requeue) waits for that."""
     job_id = key.partition("-")[2].partition(".")[0]
     try:
-        if job_id in ask(slurm.running_argv(config.scontrol, job_id), call.environ).split():
-            ask(slurm.requeue_argv(config.scontrol, job_id), call.environ)
+        if job_id in ask(slurm.running_argv(config.scontrol, job_id), call).split():
+            ask(slurm.requeue_argv(config.scontrol, job_id), call)
             journal.say("warning", key, "its guest was lost in a reboot: requeued")
     except SiteError as error:
         journal.say("warning", key, f"its guest was lost in a reboot; not requeued: {error.message}")
@@ -158,21 +159,31 @@ def node_name(call: Call) -> str | None:
 
 
 def active_keys(node: str, call: Call, config: Config) -> set[str]:
-    listing = ask(slurm.active_jobs_argv(config.scontrol, node), call.environ)
+    listing = ask(slurm.active_jobs_argv(config.scontrol, node), call)
     return {f"{NAME}-{job_id}.{node}" for job_id in slurm.parse_active_jobs(listing)}
 
 
-def ask(argv: list[str], environ: Mapping[str, str], *, timeout_s: float = SCONTROL_TIMEOUT_S) -> str:
-    """Run a Slurm command against the hook's own cluster. Raises `SiteError`: no node is to blame."""
+def ask(argv: list[str], call: Call) -> str:
+    """Run a Slurm command against the hook's own cluster, for as long as this call has patience.
+
+    Raises `SiteError`: no node is to blame.
+    """
     environment = dict(command.ENVIRONMENT)
-    if "SLURM_CONF" in environ:
-        environment["SLURM_CONF"] = environ["SLURM_CONF"]
+    if "SLURM_CONF" in call.environ:
+        environment["SLURM_CONF"] = call.environ["SLURM_CONF"]
+    start, timeout_s = time.monotonic(), call.patience.next_s
+    if not timeout_s:
+        raise _no_answer(f"waited {call.patience.spent_s:.0f} s for it already, not asked: {shlex.join(argv)}")
     try:
         return command.run(argv, timeout_s=timeout_s, environment=environment).decode("utf-8", "replace")
     except LrmsVmError as error:
-        raise SiteError(
-            f"the Slurm controller does not answer: {error.message}", hint="is slurmctld up?", code="controller-down"
-        ) from error
+        raise _no_answer(error.message) from error
+    finally:
+        call.patience.spend(time.monotonic() - start)
+
+
+def _no_answer(why: str) -> SiteError:
+    return SiteError(f"the Slurm controller does not answer: {why}", hint="is slurmctld up?", code="controller-down")
 
 
 def annotate(argv: list[str], environ: Mapping[str, str], *, log: Path) -> None:
@@ -198,12 +209,19 @@ def require_plugin(plugin: str, *, slurmd_pid: int | None = None) -> None:
             f"{plugin}: cannot be checked in slurmd ({pid}): {error.strerror}", code="plugin-missing"
         ) from error
     inodes = {fields[4] for line in maps.splitlines() if len(fields := line.split(None, 5)) == 6}
-    if str(wanted.st_ino) not in inodes:
+    if str(wanted.st_ino) in inodes:
+        return
+    if f" {os.path.realpath(plugin)} (deleted)\n" in maps:  # proc(5)
         raise NodeError(
-            f"slurmd ({pid}) has not loaded {plugin}: the job would run on the host",
-            hint="run `lrms-vm install --lrms=slurm`, then restart slurmd",
+            f"slurmd ({pid}) still has the {plugin} that was there before it was replaced",
+            hint="restart slurmd",
             code="plugin-missing",
         )
+    raise NodeError(
+        f"slurmd ({pid}) has not loaded {plugin}: the job would run on the host",
+        hint="restart slurmd; where that changes nothing, `lrms-vm install --lrms=slurm`, then restart it again",
+        code="plugin-missing",
+    )
 
 
 def has_plugin(*, slurmd_pid: int | None = None) -> bool:

@@ -25,7 +25,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.lrms.command import Command
 from lrms_vm.request import OPTIONS, Allocation
 
 NAME = "gridengine"

@@ -28,7 +28,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lrms_vm.errors import SiteError, UsageError
 from lrms_vm.lrms import pbs_text, torque
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.lrms.command import Command
 from lrms_vm.request import Allocation
 
 NAME = "openpbs"

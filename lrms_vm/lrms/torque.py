@@ -26,7 +26,8 @@ from collections.abc import Mapping, Sequence
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
 from lrms_vm.lrms import pbs_text
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.lrms.command import MAX_LINE_BYTES, Command
 from lrms_vm.lrms.pbs_text import JobId
 from lrms_vm.request import Allocation
 
@@ -36,7 +37,6 @@ COMMANDS, HOST, QSTAT, JOB_FILE, NODE_FILE = "commands", "host", "qstat", "job f
 CARRIER = "vm:"  # -l other=vm:NAME
 PROLOGUE_WORDS, EPILOGUE_WORDS = 8, 11
 MAX_NOTE, MAX_COMMENT = 200, 500
-MAX_LINE = 1 << 20
 DEFAULT_ALARM_S = 300.0  # $prologalarm
 
 # Of a mom whose job is not on this node any more; elsewhere it may be queued or running
@@ -272,7 +272,7 @@ def command(argv: Sequence[str], environ: Mapping[str, str], line: bytes | None)
             return Command(tuple(argv), script_at=1)
         return Command(tuple(argv))
     shell = argv[0]
-    if b"\0" in line or len(line) > MAX_LINE:
+    if b"\0" in line or len(line) > MAX_LINE_BYTES:
         raise UsageError("the job's script and arguments hold a NUL byte or are too long", code="argument-unusable")
     text = line.decode("utf-8", "surrogateescape").removesuffix("\n").removeprefix("exec ")
     script, _, rest = text.partition(" ")

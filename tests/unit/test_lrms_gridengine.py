@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lrms_vm import retries
 from lrms_vm.errors import ConfigError, GuestLost, LrmsVmError, NodeError, RequestError, SiteError, UsageError
 from lrms_vm.lrms import gridengine
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, outcome_of
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, outcome_of
+from lrms_vm.lrms.command import Command
 from lrms_vm.paths import Places
 
 SPOOL = "/var/spool/gridengine/execd/n1"

@@ -8,7 +8,8 @@ import pytest
 
 from lrms_vm.errors import SiteError, UsageError
 from lrms_vm.lrms import openpbs
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.lrms.command import Command
 
 FACTS = {
     "id": "42[3].head", "node": "n1.example.org", "euser": "physicist", "queue": "workq",

@@ -11,7 +11,8 @@ import pytest
 
 from lrms_vm.errors import RequestError, SiteError, UsageError
 from lrms_vm.lrms import torque, torque_filter
-from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Command, Outcome, Told
+from lrms_vm.lrms.base import EPILOGUE, MAX_RETRIES, PROLOGUE, Action, Call, Outcome, Told
+from lrms_vm.lrms.command import Command
 
 DATA = Path(__file__).parent.parent / "data" / "torque"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +79,20 @@ def test_with_the_plugin_missing_nothing_runs_on_the_host(desk: Desk) -> None:
         assert "RAN" not in job.output() and not (desk.directory / "ran").exists()
         state, reason = desk.cluster.node_state("n1")
         assert "DRAIN" in state and reason.startswith("lrms_vm: plugin-missing"), (state, reason)
+    desk.cluster.resume("n1")
+
+
+def test_with_the_plugin_replaced_and_slurmd_not_restarted_the_reason_says_so(desk: Desk) -> None:
+    plugin = desk.layout.plugin("n1")
+    fresh = plugin.with_suffix(".new")
+    shutil.copy2(plugin, fresh)
+    fresh.replace(plugin)  # as `install` does
+    job_id = desk.sbatch(*SMALL, "--nodelist=n1", script="echo RAN; touch ran\n")
+    job = requeued(desk, job_id)
+    assert "RAN" not in job.output() and not (desk.directory / "ran").exists()
+    state, reason = desk.cluster.node_state("n1")
+    assert "DRAIN" in state and reason.startswith("lrms_vm: plugin-missing") and "replaced" in reason, (state, reason)
+    _restart(desk.cluster, "n1")
     desk.cluster.resume("n1")
 
 

@@ -1,6 +1,7 @@
-"""Bad nights with real daemons: libvirtd hangs, a guest stops, the controller is away.
+"""Bad nights with real daemons: libvirtd hangs, a guest stops, a node reboots.
 
-What needs no daemon is contract/test_nights.py's; more kinds, at random moments, are `make soak`'s.
+What needs no daemon is contract/test_nights.py's, the controller test_controller.py's; more kinds, at random moments,
+are `make soak`'s.
 """
 
 from __future__ import annotations
@@ -232,38 +233,3 @@ def test_a_node_that_is_away_for_long_comes_back_clean(desk: Desk, impatient: No
     assert desk.cluster.job_info(job_id).state == "PENDING"
     boot(desk)
     back_in_the_queue(desk, job_id)
-
-
-def test_a_controller_that_hangs_under_a_prologue_costs_time_only(desk: Desk) -> None:
-    """The prologue asks it for the job's memory."""
-    pid = desk.cluster.daemons()[1].pid
-    assert pid is not None
-    job_id = desk.sbatch(*SMALL, script=HOLD)
-    wait_until("the prologue", lambda: _in_prologue(job_id), timeout_s=30, pause_s=0.002)
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        time.sleep(STOPPED_S)
-        assert _in_prologue(job_id), "it was to wait for the controller"
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    as_if_nothing_had_been(desk, job_id)
-
-
-def _in_prologue(job_id: int) -> bool:
-    return any(b"prologue" in words for words in words_of(job_id))
-
-
-def test_a_controller_that_is_away_when_the_job_ends_learns_of_it_later(desk: Desk) -> None:
-    controller = desk.cluster.daemons()[1]
-    job_id = desk.sbatch(*SMALL, script=HOLD)
-    desk.written("up")
-    pid = controller.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    wait_until("slurmctld gone", lambda: controller.pid is None, timeout_s=10)
-    (desk.directory / "go").touch()
-    time.sleep(5)  # the payload ends, and its end cannot be told
-    controller.start()
-    as_if_nothing_had_been(desk, job_id)
-    for node in NODES:  # until a slurmd has spoken to it, a new slurmctld calls its node UNKNOWN
-        wait_until(f"{node} is idle", lambda node=node: desk.cluster.node_state(node)[0] == "IDLE", timeout_s=120)
