@@ -1,13 +1,14 @@
-"""All tests, for `make test`: the emulated hosts beside what needs no daemon and Grid Engine, then Slurm alone.
+"""All tests, for `make test`: the emulated hosts beside what is in no hurry, then Slurm's bad nights alone.
 
 The hosts are one with Xen, and after it one with systemd, cgroup v2 and KVM. Their guests mostly wait for each other, and
-unit tests for nothing: side by side they take the time of the longer. What measures patience against Slurm's own clocks
-comes afterwards, with the machine to itself.
+unit tests for nothing: side by side they take the time of the longer. What breaks things and measures patience against
+Slurm's own clocks comes afterwards, with the machine to itself.
 Each part is a pytest of its own. The exit code is that of the first part that failed; the later parts run all the same.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,7 +21,11 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 LOGS = CHECKOUT / "build" / "test"
 MACHINES = ("tests/integration/xen", "tests/integration/systemd")
 GRIDENGINE = ("tests/integration/gridengine",)
-CLUSTERS = ("tests/integration", *(f"--ignore={path}" for path in (*MACHINES, *GRIDENGINE)))
+USERS = tuple(
+    f"tests/integration/slurm/test_{name}.py"
+    for name in ("batch", "lists", "refusals", "run", "seeing", "shared_guest", "signals", "submit", "the_demo")
+)
+CLUSTERS = ("tests/integration", *(f"--ignore={path}" for path in (*MACHINES, *GRIDENGINE, *USERS)))
 REST = ("lrms_vm", "tests", "--ignore=tests/integration")
 STOP_S = 300  # how long a part that is told to stop may take to stop its daemons
 
@@ -57,12 +62,11 @@ def here(name: str, arguments: Sequence[str]) -> Ended:
 class Beside:
     """A part that runs beside another one; what it writes is kept in a file, and shown when it is waited for."""
 
-    def __init__(self, name: str, arguments: Sequence[str]) -> None:
+    def __init__(self, name: str, argv: Sequence[str]) -> None:
         self.name, self.start = name, time.monotonic()
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.log"
         with self.log.open("wb") as file:
-            argv = pytest([*arguments, "-p", "no:cacheprovider"])  # the other part's cache would be overwritten
             self.process = subprocess.Popen(
                 argv, cwd=CHECKOUT, stdout=file, stderr=file, stdin=subprocess.DEVNULL, process_group=0
             )
@@ -76,14 +80,15 @@ class Beside:
     def stop(self) -> None:
         """As Ctrl-C does it, which does not reach a process group of its own."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            os.killpg(self.process.pid, signal.SIGINT)
             self.process.wait(STOP_S)
 
 
 def main() -> int:
-    beside = Beside("machines", MACHINES)
+    beside = Beside("machines", [sys.executable, "-m", "tests.machines"])
     try:
-        ended = [here("rest", REST), here("gridengine", GRIDENGINE), beside.wait(), here("clusters", CLUSTERS)]
+        ended = [here("rest", REST), here("gridengine", GRIDENGINE), here("users", USERS), beside.wait()]
+        ended.append(here("clusters", CLUSTERS))
     finally:
         beside.stop()
     print("\n" + "\n".join(part.line() for part in ended))

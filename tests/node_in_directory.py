@@ -35,6 +35,8 @@ from lrms_vm.request import Allocation, Request, parse_request
 from lrms_vm.trust.verify import Claim, Endorsement
 from tests import faults
 
+REPOSITORY = Path(__file__).parent.parent
+
 
 class DirectoryHypervisor:
     """A domain is a file and a process that holds the channel's socket and never answers. Of no program that asks for
@@ -146,8 +148,8 @@ class Site:
         for name in ("small", "other"):
             (root / f"{name}.raw").write_bytes(os.urandom(1 << 20))
             (root / f"{name}.raw.p7s").write_bytes(b"signature")
-        (root / "guest").write_bytes(b"\x7fELF stand-in")
-        (root / "guest").chmod(0o755)
+        subprocess.run(["make", "-s", "-C", REPOSITORY / "guest"], check=True)
+        shutil.copy(REPOSITORY / "guest" / "lrms-vm-guest", root / "guest")
         for name in ("vmlinuz", "initrd"):
             (root / name).write_bytes(name.encode())
         digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("vmlinuz", "initrd")}

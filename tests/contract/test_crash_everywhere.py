@@ -38,6 +38,10 @@ class Neighbour:
         """Of an id that begins like the other's."""
         job = site.job("70")
         site.prologue(job=job, image="other")
+        attaching, deadline = site.config.places.job(job.key).user.attaching, time.monotonic() + 20
+        while not attaching.exists():  # the last that attach makes before it waits for the guest
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         return cls(site, job.key, _files(site, job.key))
 
     def require_untouched(self, when: str) -> None:
@@ -109,8 +113,13 @@ sys.path.insert(0, sys.argv[1])
 from tests import faults
 number, words = int(sys.argv[2]), sys.argv[3:]
 def action():
-    from lrms_vm.cli import main
-    return main(words)
+    if words[0] == "exec":
+        from lrms_vm.cli import main
+        return main(words)
+    from lrms_vm import attach, channel
+    channel.SSH = "/bin/true"
+    sys.argv[1:] = words
+    return attach.main()
 print(json.dumps(faults.at(number, action).__dict__))
 """
 
@@ -119,7 +128,8 @@ print(json.dumps(faults.at(number, action).__dict__))
 def test_the_user_s_half_killed_anywhere_leaves_nothing_after_the_epilogue(
     site: Site, neighbour: Neighbour, half: str
 ) -> None:
-    """Up to where a guest would have to answer: the shared connection is a file here."""
+    """Attach with a program in ssh's place that is content with everything; exec up to where a guest would have to
+    answer."""
     user = site.config.places.job(site.allocation.key).user
     words = ["--verdict", str(site.config.places.verdict(site.allocation.key))]
     assert site.teardown() == []
@@ -128,9 +138,10 @@ def test_the_user_s_half_killed_anywhere_leaves_nothing_after_the_epilogue(
         site.prologue()
         for pid in attach_processes(site.allocation.key):
             node_in_directory.end(pid)
-        for path in (user.control_socket, *([user.ready] if half == "exec" else [])):
-            path.write_text("{}")
-            os.chown(path, site.allocation.uid, site.allocation.gid)
+        user.attaching.unlink(missing_ok=True)
+        if half == "exec":
+            user.ready.write_text("{}")
+            os.chown(user.ready, site.allocation.uid, site.allocation.gid)
         done = subprocess.run(
             [sys.executable, "-c", USERS_HALF, str(source_steps.SOURCE.parent), str(number), half, *words]
             + (["--", "/bin/true"] if half == "exec" else []),

@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.skipif(not Path(seed.GENISOIMAGE).exists(), reason="needs genisoimage"),
 ]
 CONFIG = Config(guest_program=str(Path(sys.executable).resolve()))
+RANDOM = bytes(64)
 ALICE = Account("alice", 1001, 1001, (("alice", 1001),), "/home/alice")
 
 
@@ -78,8 +79,12 @@ def test_seed_reads_back_with_its_label_names_and_modes(job: Domain, tmp_path: P
         capture_output=True, check=True, timeout=30,
     )  # fmt: skip
     found = {str(path.relative_to(out)): path for path in out.rglob("*") if path.is_file()}
-    wanted = seed.seed_files(job.name, ALICE, pair, ["/work"], program=Path(CONFIG.guest_program).read_bytes())
-    assert {name: path.read_bytes() for name, path in found.items()} == wanted
+    program = Path(CONFIG.guest_program).read_bytes()
+    wanted = seed.seed_files(job.name, ALICE, pair, ["/work"], program=program, randomness=RANDOM)
+    made = {name: path.read_bytes() for name, path in found.items()}
+    randomness = made["lrms_vm/random"]
+    assert made == wanted | {"lrms_vm/random": randomness}
+    assert len(randomness) == len(RANDOM) and randomness != RANDOM  # each job its own
     assert stat.S_IMODE(found["lrms_vm/guest"].stat().st_mode) == 0o500
     assert stat.S_IMODE(found["lrms_vm/ssh_host_ed25519_key"].stat().st_mode) == 0o400
     assert found["lrms_vm/guest"].stat().st_uid == 0

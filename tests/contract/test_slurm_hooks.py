@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -10,8 +12,9 @@ import pytest
 
 from lrms_vm import install, slurm_node
 from lrms_vm.config import Config
+from lrms_vm.errors import NodeError, SiteError
 from lrms_vm.lrms import slurm
-from lrms_vm.lrms.base import Call
+from lrms_vm.lrms.base import Call, Patience
 
 CHECKOUT = Path(__file__).parent.parent.parent
 HOOKS = {"prologue": CHECKOUT / "prologue" / "slurm.prolog", "epilogue": CHECKOUT / "epilogue" / "slurm.epilog"}
@@ -113,6 +116,45 @@ def test_a_job_whose_guest_a_reboot_took_is_requeued_if_it_runs(tmp_path: Path, 
     (tmp_path / "told").write_text("")
     slurm_node.lost("slurm-7.n1", Call(), Config(scontrol=str(tmp_path / "scontrol")))
     assert (tmp_path / "told").read_text().strip() == told
+
+
+def test_a_controller_that_hangs_costs_a_reap_its_patience_once_and_not_for_each_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = list[str]()
+    monkeypatch.setattr("lrms_vm.journal.say", lambda level, key, text: said.append(text))
+    for name in ("squeue", "scontrol"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\nsleep 60\n")
+        (tmp_path / name).chmod(0o755)
+    call, config = Call(patience=Patience(1.5)), Config(scontrol=str(tmp_path / "scontrol"))
+    start = time.monotonic()
+    for job_id in range(7, 27):
+        slurm_node.lost(f"slurm-{job_id}.n1", call, config)
+    assert 1.5 <= time.monotonic() - start < 4
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    assert len(said) == 20 and all("not requeued: the Slurm controller does not answer" in line for line in said)
+    assert "no answer within" in said[0] and "waited 2 s for it already, not asked" in said[-1]
+
+
+def test_where_the_patience_is_spent_the_blame_stays_the_site_s(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="not asked: /no/such/scontrol") as caught:
+        slurm_node.look_at_node("n1", Call(patience=Patience(0)), Config(scontrol="/no/such/scontrol"))
+    assert (caught.value.code, caught.value.exit_code) == ("controller-down", 75)
+
+
+def test_a_plugin_that_was_replaced_under_slurmd_wants_a_restart_and_no_installation(tmp_path: Path) -> None:
+    plugin, pid = tmp_path / "lrms_vm.so", os.getpid()
+    plugin.write_bytes(b"old")
+    with plugin.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        slurm_node.require_plugin(str(plugin), slurmd_pid=pid)
+        (tmp_path / "new").write_bytes(b"new")
+        (tmp_path / "new").replace(plugin)  # as install.apply does
+        with pytest.raises(NodeError, match="before it was replaced") as caught:
+            slurm_node.require_plugin(str(plugin), slurmd_pid=pid)
+        assert (caught.value.code, caught.value.hint) == ("plugin-missing", "restart slurmd")
+    with pytest.raises(NodeError, match="has not loaded") as caught:
+        slurm_node.require_plugin(str(plugin), slurmd_pid=pid)
+    assert "lrms-vm install" in caught.value.hint
 
 
 def test_a_comment_is_set_without_waiting_for_the_controller(tmp_path: Path) -> None:

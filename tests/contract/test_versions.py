@@ -145,4 +145,6 @@ def test_what_runs_as_long_as_a_job_loads_nothing_of_ours_late() -> None:
             for node in ast.walk(function):
                 if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lrms_vm"):
                     late |= {f"{name}.{function.name}: {alias.name}" for alias in node.names}
-    assert late == {"payload.run: launch_service", "payload.run: launchers"}  # before the payload starts
+    before_the_payload = {"payload.run: launch_service", "payload.run: launchers"}
+    before_the_payload |= {f"starter.command_of: {name}" for name in ("gridengine", "torque", "openpbs")}
+    assert late == before_the_payload

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lrms_vm.errors import LrmsVmError, RequestError, SiteError, UsageError
 from lrms_vm.lrms import gridengine, openpbs, pbs_text, torque, torque_filter
-from lrms_vm.lrms.base import Call, Command
+from lrms_vm.lrms.base import Call
+from lrms_vm.lrms.command import Command
 from lrms_vm.request import Allocation, parse_request
 from lrms_vm.submit import gridengine as gridengine_words
 from lrms_vm.submit import pbs as pbs_words

@@ -37,6 +37,14 @@ def test_a_damaged_record_notes_nothing_and_does_not_raise(tmp_path: Path, damag
     assert read(tmp_path / "r").steps == {}
 
 
+def test_how_long_it_lasts_goes_by_the_clock_that_a_reboot_alone_sets(tmp_path: Path) -> None:
+    assert read(tmp_path / "none").lasted_s(100.0) is None
+    Record(tmp_path / "r").begin(began=40.0, started_at=1e9)
+    noted = read(tmp_path / "r")
+    assert noted.lasted_s(100.0) == 60.0
+    assert noted.lasted_s(39.0) is None
+
+
 def test_an_absent_record_notes_nothing(tmp_path: Path) -> None:
     assert read(tmp_path / "none").steps == {}
 

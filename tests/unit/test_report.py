@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lrms_vm.cli import main
+from lrms_vm.cli.report import jobs_of
+from lrms_vm.paths import Places
+from lrms_vm.record import Record
 from lrms_vm.report import LEFT, RIGHT, WIDTH, Job, duration, of_job, of_node
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -100,3 +104,18 @@ def test_the_verb_draws_what_was_kept(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["--config", str(config), "report", "--output", str(picture)]) == 64
     assert main(["--config", str(config), "report", "7", "--output", str(tmp_path / "none/x.svg")]) == 69
     assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("set_by_s", [-172800, 172800])
+def test_a_job_is_as_long_as_it_was_when_the_clock_was_set_under_it(tmp_path: Path, set_by_s: int) -> None:
+    places = Places(state_dir=tmp_path / "state", run_dir=tmp_path / "run")
+    then = time.time() - set_by_s
+    history = {"key": "slurm-7.n1", "started_at": then, "ended_at": then + 60 + set_by_s, "lasted_s": 60.0}
+    places.history.mkdir(parents=True)
+    (places.history / "slurm-7.n1.json").write_text(json.dumps(history))
+    (places.history / "slurm-6.n1.json").write_text(json.dumps({**history, "ended_at": then + 30, "lasted_s": None}))
+    job = places.job("slurm-8.n1")
+    job.run.mkdir(parents=True)
+    Record(job.record).begin(started_at=then, began=time.monotonic() - 50)
+    lasted_s = {job.key: job.ended_at - job.started_at for job in jobs_of(places)}
+    assert lasted_s == pytest.approx({"slurm-7.n1": 60, "slurm-6.n1": 30, "slurm-8.n1": 50}, abs=5)

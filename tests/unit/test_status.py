@@ -108,6 +108,20 @@ def test_another_user_of_the_group_sees_nothing(
     assert "that you may see" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("set_by_s", [-172800, -7200, 7200, 172800])
+def test_how_long_a_job_lasts_is_told_right_after_the_clock_was_set(places: Places, set_by_s: int) -> None:
+    now, then = time.monotonic(), time.time() - set_by_s
+    started(places, started_at=then, handed_over=now - 80, handed_over_after_s=4.0)
+    other = places.job("slurm-8.n1")
+    other.run.mkdir()
+    Record(other.record).begin(uid=7, user="alice", started_at=then, began=now - 50)
+    history = {"key": "slurm-9.n1", "uid": 7, "started_at": then, "ended_at": then + 60 + set_by_s, "lasted_s": 60.2}
+    (places.history / "slurm-9.n1.json").write_text(json.dumps(history))
+    up, prologue = (row["seconds"] for row in status.rows_of(places))
+    (ended,) = (row["seconds"] for row in status._wanted(places, "9"))
+    assert 84 <= up < 90 and 50 <= prologue < 56 and ended == 60.2
+
+
 def test_an_ended_job_is_told_from_its_history(
     places: Places, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,9 @@ def held(desk: Desk, job_id: int, pid: int) -> None:
 
 def test_a_guest_is_held_where_slurm_has_its_job(pair: Pair) -> None:
     desk = pair.desk
+    # KVM without the emulator's nested paging: docs/confinement.md
+    assert "<domain type='kvm'" in desk.node.run(f"virsh dumpxml {desk.domain(pair.good)}")
+    assert desk.node.run("cat /sys/module/kvm_amd/parameters/npt") == "N\n"
     held(desk, pair.good, desk.guest(pair.good))
     profile = desk.node.run(f"cat /proc/{desk.guest(pair.good)}/attr/current")
     assert re.fullmatch(r"libvirt-[0-9a-f-]{36} \(enforce\)", profile.strip("\0\n")), profile

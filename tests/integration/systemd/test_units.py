@@ -3,6 +3,7 @@ cut."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,8 @@ from tests.integration.systemd.conftest import LRMS_VM, MINIMAL, Desk
 INSTALL = f"{LRMS_VM} install --lrms=slurm"
 TIMERS = "lrms-vm-scrub.timer lrms-vm-lists.timer"
 REAP = "lrms-vm-reap@slurm.service"
+TWO_DAYS_S = 2 * 86400
+SCRUB_AT_MOST_S = 27 * 3600  # a day, and the timer's RandomizedDelaySec
 UNITS = "/etc/systemd/system/lrms-vm-*"
 
 
@@ -43,6 +46,19 @@ def test_what_the_timers_start_ends_well(desk: Desk, said: str) -> None:
         assert sorted(shown.split()) == ["ConditionResult=yes", "ExecMainStatus=0", "Result=success"], unit
     journal = desk.node.run("journalctl --boot --no-pager --output=cat --unit=lrms-vm-scrub.service")
     assert " good\n" in journal or "nothing" in journal
+
+
+def test_the_nightly_timer_is_due_as_ever_after_the_clock_was_two_days_ahead(desk: Desk, said: str) -> None:
+    def due_in_s() -> float:
+        shown = desk.node.run("systemctl show --value --property=NextElapseUSecRealtime lrms-vm-scrub.timer")
+        return float(desk.node.run(f"date --date='{shown.strip()}' +%s")) - time.time()
+
+    try:
+        desk.node.run(f"date --set=@{time.time() + TWO_DAYS_S}")
+        assert TWO_DAYS_S <= due_in_s() < TWO_DAYS_S + SCRUB_AT_MOST_S
+    finally:
+        desk.node.run(f"date --set=@{time.time()}")
+    assert 0 < due_in_s() < SCRUB_AT_MOST_S
 
 
 @pytest.mark.guest
