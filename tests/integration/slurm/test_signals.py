@@ -25,7 +25,7 @@ def jobs(cluster: Cluster) -> Iterator[tuple[Desk, dict[str, int]]]:
     desk = make_desk(cluster, "signals")
     ids = {
         "limit": desk.sbatch(
-            *SMALL, "--time=2", "--signal=B:USR1@90",
+            *SMALL, "--time=2", "--signal=B:USR1@15",
             script="trap 'echo soon >> limit-usr1' USR1; trap 'echo term >> limit-term; exit 9' TERM; echo up > limit-up\n" + IDLE,
         ),
         "polite": desk.sbatch(

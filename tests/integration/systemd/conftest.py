@@ -98,13 +98,13 @@ class Desk:
         lines = job.output().splitlines(keepends=True)
         return "".join(line for line in lines if not line.startswith("lrms-vm: waiting for the guest"))
 
-    def up(self, job_id: int) -> int:
-        """Wait until the payload has written up-<job id>; return the job."""
+    def up(self, job_id: int, *, restarts: int = 0) -> int:
+        """Wait until the payload has written up-<job id>, having been requeued so often and no more; return the job."""
         path = self.directory / f"up-{job_id}"
         deadline = time.monotonic() + BOOT_S
         while not (path.exists() and path.stat().st_size > 0):
             job = self.cluster.job_info(job_id)
-            assert not job.ended and not job.restarts and time.monotonic() < deadline, (job, job.output())
+            assert not job.ended and job.restarts == restarts and time.monotonic() < deadline, (job, job.output())
             time.sleep(0.5)
         return job_id
 

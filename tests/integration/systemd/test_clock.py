@@ -131,7 +131,7 @@ def test_a_job_goes_on_under_a_clock_that_is_off_and_its_end_is_told_when_slurm_
     again, before = time.monotonic(), unheard(desk, job_id)
     (desk.directory / f"up-{job_id}").unlink()
     desk.node.run("systemctl restart slurmd")
-    desk.up(job_id)
+    desk.up(job_id, restarts=1)
     clock.set(-WITHIN_MUNGE_S)
     told_right(desk, job_id, since=again)
     clock.set(BEYOND_MUNGE_S)
