@@ -161,7 +161,8 @@ def _wheels(layout: MachineLayout) -> Path:
         fresh = place.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         pip = CHECKOUT / ".venv" / "bin" / "pip"
-        run([pip, "wheel", "-q", "--wheel-dir", fresh, *wanted], timeout_s=900, pip=True)
+        # drmaa has no pyproject.toml: without --use-pep517 this pip would need `wheel` in .venv
+        run([pip, "wheel", "-q", "--use-pep517", "--wheel-dir", fresh, *wanted], timeout_s=900, pip=True)
         fresh.replace(place)
     return place
 
